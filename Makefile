@@ -1,0 +1,42 @@
+# make setup   an environment of its own in .venv
+# make demo    the main job on data that needs no network
+# make test    the whole suite          make lint   style and types
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint format tensorboard constraints clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python .venv --compile-bytecode -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python train.py experiment=compare data=digits
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tensorboard: setup
+	$(BIN)/tensorboard --logdir . --host 127.0.0.1
+
+# versions only: no addresses and no hashes
+constraints: setup
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header \
+		--no-annotate --no-emit-index-url pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf .venv outputs multirun teachers

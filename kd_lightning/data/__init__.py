@@ -1,0 +1,1 @@
+"""Data sets: each a LightningDataModule that keeps its samples in memory."""

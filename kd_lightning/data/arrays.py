@@ -1,0 +1,105 @@
+"""Anybody's own images: one ``.npz`` with x_train, y_train, x_test, y_test."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from kd_lightning.data.memory import InMemoryDataModule, Split
+from kd_lightning.errors import UserError
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class ArraysDataModule(InMemoryDataModule):
+    """Images and labels out of a NumPy archive.
+
+    Args:
+        path: the archive. Images are N×H×W (grey), N×H×W×C or N×C×H×W with C = 1 or 3;
+            uint8, or floats in 0…1, which are rounded to 256 levels. Labels are whole
+            numbers from 0, N.
+        **settings: see :class:`~kd_lightning.data.memory.InMemoryDataModule`.
+
+    Raises:
+        UserError: if the file is missing or damaged, or an array is missing or does not fit.
+    """
+
+    def __init__(self, path: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.path = Path(path)
+
+    def load(self) -> tuple[Split, Split]:
+        arrays = self._arrays()
+        train, test = (self._split(arrays, part) for part in ("train", "test"))
+        if train.inputs.shape[1:] != test.inputs.shape[1:]:
+            raise UserError(
+                f"{self.path}: x_train holds samples of {tuple(train.inputs.shape[1:])}, "
+                f"x_test of {tuple(test.inputs.shape[1:])}"
+            )
+        classes = int(train.target.max()) + 1
+        if int(test.target.max()) >= classes:
+            raise UserError(
+                f"{self.path}: y_test holds label {int(test.target.max())}, "
+                f"but y_train only 0…{classes - 1}"
+            )
+        return train, test
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                if not isinstance(archive, Mapping):
+                    raise UserError(f"{self.path} is a single array, not an .npz archive")
+                missing = [k for k in KEYS if k not in archive]
+                if missing:
+                    raise UserError(
+                        f"{self.path} lacks {', '.join(missing)}; it needs {', '.join(KEYS)}"
+                    )
+                return {k: archive[k] for k in KEYS}
+        except FileNotFoundError as error:
+            raise UserError(f"data.path: there is no file {self.path}") from error
+        except UserError:
+            raise
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise UserError(f"{self.path} cannot be read as .npz: {error}") from error
+
+    def _split(self, arrays: Mapping[str, np.ndarray], part: str) -> Split:
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        images = torch.from_numpy(self._channels_first(self._bytes(x, part), part))
+        if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+            raise UserError(
+                f"{self.path}: y_{part} must be whole numbers, one a sample; "
+                f"it is {y.dtype} of shape {y.shape}"
+            )
+        if len(x) != len(y) or len(y) == 0:
+            raise UserError(
+                f"{self.path}: x_{part} has {len(x)} samples and y_{part} {len(y)}; "
+                "they must be equal and not zero"
+            )
+        if y.min() < 0:
+            raise UserError(f"{self.path}: y_{part} holds label {y.min()}; labels start at 0")
+        return Split(images, torch.from_numpy(y.astype(np.int64)))
+
+    def _bytes(self, x: np.ndarray, part: str) -> np.ndarray:
+        if x.dtype == np.uint8:
+            return x
+        if np.issubdtype(x.dtype, np.floating) and x.size and x.min() >= 0 and x.max() <= 1:
+            return np.rint(x * 255).astype(np.uint8)
+        raise UserError(
+            f"{self.path}: x_{part} must be uint8, or floats in 0…1; it is {x.dtype}"
+            + (f" from {x.min()} to {x.max()}" if x.size and x.dtype.kind in "iuf" else "")
+        )
+
+    def _channels_first(self, x: np.ndarray, part: str) -> np.ndarray:
+        if x.ndim == 3:
+            return np.ascontiguousarray(x[:, None])
+        if x.ndim == 4 and x.shape[-1] in (1, 3):
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        if x.ndim == 4 and x.shape[1] in (1, 3):
+            return np.ascontiguousarray(x)
+        raise UserError(
+            f"{self.path}: x_{part} must be N×H×W, N×H×W×C or N×C×H×W with 1 or 3 channels; "
+            f"it is of shape {x.shape}"
+        )

@@ -1,0 +1,77 @@
+"""MNIST and Fashion-MNIST, read through torchvision: 60,000 + 10,000 grey images of 28×28."""
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from filelock import FileLock
+from torchvision.datasets import MNIST, FashionMNIST
+
+from kd_lightning.data.memory import InMemoryDataModule, Split
+from kd_lightning.errors import UserError
+
+
+class MNISTDataModule(InMemoryDataModule):
+    """The official handwritten digits (LeCun, Cortes, Burges 1998).
+
+    Args:
+        root: folder that holds ``MNIST/raw``; what is missing is downloaded into it.
+        **settings: see :class:`~kd_lightning.data.memory.InMemoryDataModule`.
+
+    Raises:
+        UserError: if the files are missing and cannot be downloaded, or are damaged.
+    """
+
+    source: type[MNIST] = MNIST
+
+    def __init__(self, root: str = "data", **settings: Any) -> None:
+        super().__init__(**settings)
+        self.root = Path(root)
+
+    def prepare_data(self) -> None:
+        """Download what is missing, one process at a time."""
+        if self._is_there():
+            return
+        name = self.source.__name__
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f"{name}.lock"):
+                if not self._is_there():
+                    self.source(str(self.root), download=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"{name} is not in {self.root.resolve()} and could not be downloaded: use "
+                "data=digits (needs no network), or point data.root= (or KD_DATA_DIR) to a copy"
+            ) from error
+
+    def load(self) -> tuple[Split, Split]:
+        return self._read(train=True), self._read(train=False)
+
+    def _is_there(self) -> bool:
+        raw = self.root / self.source.__name__ / "raw"
+        files = [Path(url).stem for url, _ in self.source.resources]
+        return all((raw / f).is_file() or (raw / f"{f}.gz").is_file() for f in files)
+
+    def _read(self, train: bool) -> Split:
+        folder = self.root / self.source.__name__ / "raw"
+        try:
+            data = self.source(str(self.root), train=train)
+        except Exception as error:  # torchvision asserts, indexes and unpacks on damaged files
+            raise UserError(
+                f"the idx files in {folder} are damaged or of another kind ({error or 'cut short'}):"
+                " delete them to download them again, or point data.root= to a good copy"
+            ) from error
+        shape, labels = tuple(data.data.shape), data.targets
+        if len(shape) != 3 or len(labels) != shape[0] or data.data.dtype != torch.uint8:
+            raise UserError(
+                f"the idx files in {folder} do not belong together: images {shape}, "
+                f"labels {tuple(labels.shape)}; delete them to download them again"
+            )
+        return Split(data.data.unsqueeze(1), labels.long())
+
+
+class FashionMNISTDataModule(MNISTDataModule):
+    """Ten kinds of clothing in MNIST's format (Xiao, Rasul, Vollgraf 2017)."""
+
+    source = FashionMNIST

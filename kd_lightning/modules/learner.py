@@ -1,0 +1,133 @@
+"""What every training has in common: optimizer, logging by step, evaluation by epoch."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.errors import UserError
+from kd_lightning.metrics import Evaluation, StepTerms
+
+NetFactory = Callable[[tuple[int, ...], int], nn.Module]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+class Learner(L.LightningModule):
+    """Trains the one network that :attr:`network_name` names.
+
+    Args:
+        spec: the measure of the data.
+        optimizer: makes the optimizer from parameters; Adam at 1e-3 where not given.
+        scheduler: makes a learning-rate schedule by epoch from the optimizer.
+        with_teacher: whether evaluation compares with a teacher.
+    """
+
+    network_name: str
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        with_teacher: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.make_optimizer = optimizer or torch.optim.Adam
+        self.make_scheduler = scheduler
+        self.evaluation = Evaluation(spec.num_classes, with_teacher)
+        self.step_terms = StepTerms()
+        self.example_input_array = torch.zeros(2, *spec.input_shape)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network in training."""
+        return self.get_submodule(self.network_name)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss by name, ``loss`` among them; scalars."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, float]:
+        """Numbers that steer the training now, logged beside the terms."""
+        return {}
+
+    def describe(self) -> dict[str, float]:
+        """Sizes, for the record of the run."""
+        return {"parameters": count_parameters(self.network)}
+
+    def evaluate(self, batch: Batch) -> None:
+        """Add a batch to :attr:`evaluation`."""
+        self.evaluation.update(self(batch.inputs), batch.target)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = self.terms(batch)
+        self.step_terms.add(terms)
+        return terms["loss"]
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if (batch_idx + 1) % every == 0 or self.trainer.is_last_batch:
+            self._log_steps()
+
+    def _log_steps(self) -> None:
+        try:
+            terms = self.step_terms.flush(self.global_step)
+        except FloatingPointError as error:
+            raise UserError(self._diverged(str(error))) from error
+        values = {f"train/{k}": v for k, v in {**terms, **self.settings()}.items()}
+        loss = values.pop("train/loss")
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict(values)
+
+    def _diverged(self, what: str) -> str:
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        kept = f"the last good checkpoint is {best}" if best else "no epoch had ended yet"
+        return f"the loss is not finite at {what}; try a lower optimizer.lr; {kept}"
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        values = self._log_evaluation("val")
+        if not torch.isfinite(values["loss"]):
+            raise UserError(self._diverged(f"step {self.global_step}: val/loss={values['loss']}"))
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> dict[str, Tensor]:
+        values = self.evaluation.result()
+        # already gathered over the ranks; sync_dist only tells Lightning so
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True)
+        return values
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which network the checkpoint holds and for what data; plain values only."""
+        checkpoint["network"] = self.network_name
+        checkpoint["spec"] = self.spec.plain()
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Number of a network's parameters."""
+    return sum(p.numel() for p in net.parameters())

@@ -1,0 +1,28 @@
+"""TeacherModule: a network trained on labels alone."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.modules.learner import Learner, NetFactory
+
+
+class TeacherModule(Learner):
+    """Minimises the cross-entropy with the labels.
+
+    Args:
+        net: makes the network from (input_shape, num_classes).
+        spec: the measure of the data.
+        **training: see :class:`~kd_lightning.modules.learner.Learner`.
+    """
+
+    network_name = "net"
+
+    def __init__(self, net: NetFactory, spec: DataSpec, **training: Any) -> None:
+        super().__init__(spec, **training)
+        self.net = net(spec.input_shape, spec.num_classes)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.net(batch.inputs), batch.target)}

@@ -1,0 +1,77 @@
+"""The teacher of a job: the user's own, or out of the store, trained first if need be.
+
+A teacher's training is a job like any other: this job's configuration with the changes
+that its section ``pretrain`` lists, in a run directory inside the store.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_lightning import __version__
+from kd_lightning.build import build_data
+from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.runs import find_checkpoint
+from kd_lightning.teachers import TeacherStore, teacher_key
+
+# What says where and how a training runs, not what comes out of it.
+INCIDENTAL = {
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "default_root_dir",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "use_distributed_sampler",
+    "profiler",
+}
+
+
+def find_teacher(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
+    """The checkpoint of a job's teacher; ``train`` makes it where it is missing."""
+    if cfg.teacher_ckpt:
+        return find_checkpoint(cfg.teacher_ckpt)
+    job = teacher_job(cfg)
+
+    def pretrain(home: Path) -> None:
+        job.run_dir = str(home)
+        job.resume = str(home) if home.is_dir() else None
+        train(job)
+
+    key = key_of(job, build_data(job), world_size=1)
+    return find_checkpoint(TeacherStore(cfg.teacher_store).find_or_train(key, pretrain))
+
+
+def publish(cfg: DictConfig, data: InMemoryDataModule, world_size: int) -> None:
+    """Offer what a job has just trained as a teacher to others."""
+    TeacherStore(cfg.teacher_store).publish(key_of(cfg, data, world_size), Path(cfg.run_dir))
+
+
+def teacher_job(cfg: DictConfig) -> DictConfig:
+    """This job's configuration with the changes that ``pretrain`` lists."""
+    job = copy.deepcopy(cfg)
+    OmegaConf.set_struct(job, False)
+    for name, change in OmegaConf.to_container(cfg.pretrain, resolve=False).items():
+        replace = isinstance(change, dict) and "_target_" in change
+        OmegaConf.update(job, name, change, merge=not replace)
+    return job
+
+
+def key_of(job: DictConfig, data: InMemoryDataModule, world_size: int) -> str:
+    """The key of what a teacher's job trains."""
+    model = OmegaConf.to_container(job.model, resolve=True)
+    trainer = OmegaConf.to_container(job.trainer, resolve=True)
+    recipe = {
+        "model": model,
+        "trainer": {k: v for k, v in trainer.items() if k not in INCIDENTAL},
+        "seed": job.seed,
+        "data": [data.fingerprint, data.batch_size, world_size],
+        "version": __version__,
+    }
+    return teacher_key(model["net"]["_target_"].rpartition(".")[2], recipe)

@@ -1,0 +1,34 @@
+"""The small table at the end of a run."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_run(run_dir: Path) -> None:
+    """Print who was trained, from whom, and what came of it."""
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    table = Table("", "parameters", "test accuracy", "agreement", "compression", "seconds")
+    if "teacher" in metrics:
+        accuracy = percent(metrics["test/teacher_accuracy"])
+        table.add_row("teacher", f"{metrics['teacher_parameters']:,}", accuracy)
+    agreement = percent(metrics["test/agreement"]) if "teacher" in metrics else ""
+    compression = f"{metrics['compression']:.1f}×" if "teacher" in metrics else ""
+    table.add_row(
+        "student" if "teacher" in metrics else "teacher",
+        f"{metrics['parameters']:,}",
+        percent(metrics["test/accuracy"]),
+        agreement,
+        compression,
+        f"{metrics['seconds']:.1f}",
+    )
+    console = Console()
+    console.print(table)
+    console.print(f"run: {run_dir}", soft_wrap=True, highlight=False)
+
+
+def percent(share: float) -> str:
+    """A share of 0…1 as a percentage with two decimals."""
+    return f"{100 * share:.2f} %"

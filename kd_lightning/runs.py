@@ -1,0 +1,172 @@
+"""A run directory: write it, find it, load it.
+
+.hydra/         config.yaml (resolved), overrides.yaml
+checkpoints/    best.ckpt, last.ckpt
+metrics.json    flat; written last, so its presence says that the run is finished
+tensorboard/  metrics.csv  train.log
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from kd_lightning.batch import DataSpec
+from kd_lightning.checkpoints import load_network, read_checkpoint
+from kd_lightning.data.memory import Normalizer
+from kd_lightning.errors import UserError
+
+
+def find_checkpoint(path: str | Path, name: str = "best") -> Path:
+    """A checkpoint file: the path itself, or the one of that name in a run directory."""
+    path = Path(path)
+    return path / "checkpoints" / f"{name}.ckpt" if path.is_dir() else path
+
+
+def write_config(run_dir: Path, cfg: DictConfig, overrides: list[str] | None) -> None:
+    """Keep the resolved configuration and, where a user typed it, what was typed."""
+    folder = run_dir / ".hydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    if overrides is not None:
+        _write(folder / "overrides.yaml", OmegaConf.to_yaml(overrides))
+
+
+def write_metrics(run_dir: Path, metrics: Mapping[str, Any]) -> None:
+    """Finish a run directory."""
+    _write(run_dir / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
+
+
+def read_metrics(run_dir: Path) -> dict[str, Any]:
+    """The figures of a finished run."""
+    return json.loads((run_dir / "metrics.json").read_text())
+
+
+CHOICES = ("data", "student", "teacher", "method", "optimizer", "scheduler", "seed", "trainer")
+
+
+def choices(cfg: DictConfig) -> dict[str, Any]:
+    """What a user may have chosen, flat: names with dots, classes by their own name."""
+    flat: dict[str, Any] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(name if key == "_target_" else f"{name}.{key}", inner)
+        elif not name.endswith("_partial_"):
+            flat[name] = (
+                value.rpartition(".")[2] if name in CHOICES and isinstance(value, str) else value
+            )
+
+    for name, value in OmegaConf.to_container(cfg, resolve=True).items():
+        if name in CHOICES:
+            add(name, value)
+    return flat
+
+
+def commit() -> str:
+    """The commit this code stands at, or an empty string outside a clone."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, ready to use.
+
+    Attributes:
+        path: the run directory.
+        config: its resolved configuration.
+        network: the trained network, in evaluation mode, on the CPU.
+        spec: the measure of the data it was trained on.
+        metrics: its figures, empty while the run is not finished.
+    """
+
+    path: Path
+    config: DictConfig
+    network: nn.Module
+    spec: DataSpec
+    metrics: dict[str, Any]
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """Class probabilities, N×K, of uint8 images, N×C×H×W (or N×H×W where C is 1)."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"predict takes uint8 images, got {images.dtype}")
+        images = images.reshape(-1, *self.spec.input_shape)
+        return self.network(Normalizer(self.spec)(images.float())).softmax(dim=1)
+
+
+def load_run(path: str | Path) -> Run:
+    """The configuration and the best network of a run directory.
+
+    Nothing in the directory can run code: weights are loaded as plain tensors, and the
+    network's class must be one of this package's, of torchvision's models, or a
+    ``torch.nn.Module`` that the caller has imported already.
+
+    Raises:
+        UserError: if the directory lacks a configuration or checkpoint, or names a class
+            that is not trusted.
+
+    >>> load_run("outputs/none")
+    Traceback (most recent call last):
+    kd_lightning.errors.UserError: outputs/none is not a run directory: it has no .hydra/config.yaml
+    """
+    path = Path(path)
+    config_file = path / ".hydra" / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(f"{path} is not a run directory: it has no .hydra/config.yaml")
+    config = OmegaConf.load(config_file)
+    assert isinstance(config, DictConfig)
+    checkpoint_file = find_checkpoint(path)
+    checkpoint = read_checkpoint(checkpoint_file)
+    name, spec = checkpoint["network"], DataSpec.from_plain(checkpoint["spec"])
+    _refuse_strangers(config.model[name])
+    net = instantiate(config.model[name], _convert_="all")(spec.input_shape, spec.num_classes)
+    load_network(net, checkpoint_file, option=f"net@{name}")
+    finished = (path / "metrics.json").is_file()
+    return Run(path, config, net.eval(), spec, read_metrics(path) if finished else {})
+
+
+def _refuse_strangers(config: Any) -> None:
+    """Only networks may be named in a configuration that comes from elsewhere."""
+    if OmegaConf.is_dict(config):
+        if "_target_" in config and not _is_network(config._target_):
+            raise UserError(
+                f"the run names {config._target_}, which is no network known here; "
+                "import its class first if you trust it"
+            )
+        for value in config.values():
+            _refuse_strangers(value)
+    elif OmegaConf.is_list(config):
+        for value in config:
+            _refuse_strangers(value)
+
+
+def _is_network(target: str) -> bool:
+    module, _, name = target.rpartition(".")
+    if module.startswith("kd_lightning.nets."):
+        found = getattr(import_module(module), name, None)
+        return getattr(found, "__module__", None) == module
+    found = getattr(sys.modules.get(module), name, None)
+    return isinstance(found, type) and issubclass(found, nn.Module)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)

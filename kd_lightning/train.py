@@ -1,0 +1,124 @@
+"""The command: find the teacher, train, validate, test once, record.
+
+python train.py model=student method=kd          (kd-train, once installed)
+"""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from omegaconf import DictConfig
+
+from kd_lightning.build import build_data, build_module, make
+from kd_lightning.checkpoints import AtomicCheckpointIO, describe_mismatch, read_checkpoint
+from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.errors import UserError
+from kd_lightning.launch import expand_resume, one_job, own_overrides, quieten, run_job
+from kd_lightning.loggers import log_hyperparameters
+from kd_lightning.modules.learner import Learner
+from kd_lightning.pretrain import find_teacher, publish
+from kd_lightning.report.run import print_run
+from kd_lightning.runs import choices, commit, find_checkpoint, write_config, write_metrics
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).resolve().parent
+CONF = next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir())  # wheel, clone
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def _hydra_main(cfg: DictConfig) -> float:
+    quieten()
+    return run_job(lambda: train(cfg)[cfg.monitor])
+
+
+def main() -> None:
+    """Entry point of ``train.py`` and ``kd-train``."""
+    try:
+        sys.argv = expand_resume(sys.argv)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    _hydra_main()
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """One job from its configuration to its metrics, in its run directory."""
+    data = build_data(cfg)
+    teacher = find_teacher(cfg, train) if "teacher" in cfg.model else None
+    L.seed_everything(cfg.seed, verbose=False)  # found or trained, the teacher changes nothing
+    module = build_module(cfg, data.spec, teacher)
+    checkpoint = checkpoint_to_resume(cfg, module)
+    with one_job():
+        trainer = build_trainer(cfg)
+        if trainer.is_global_zero:
+            write_config(Path(cfg.run_dir), cfg, own_overrides(cfg))
+        start = time.perf_counter()
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        seconds = time.perf_counter() - start
+        metrics = evaluate(trainer, module, data)
+        metrics |= {**module.describe(), "seconds": round(seconds, 2), "seed": cfg.seed}
+        metrics |= {"epochs": trainer.current_epoch, "commit": commit()}
+        metrics |= {"teacher": str(teacher)} if teacher else {}
+        if trainer.is_global_zero:
+            finish(cfg, trainer, metrics)
+            if "teacher" not in cfg.model:
+                publish(cfg, data, trainer.world_size)
+    return metrics
+
+
+def evaluate(trainer: L.Trainer, module: Learner, data: InMemoryDataModule) -> dict[str, Any]:
+    """Figures of the best epoch on validation data, then, once, on test data."""
+    best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
+    trainer.validate(module, data, ckpt_path=best, verbose=False, weights_only=True)
+    validation = dict(trainer.callback_metrics)
+    trainer.test(module, data, verbose=False)
+    return {k: float(v) for k, v in {**validation, **trainer.callback_metrics}.items()}
+
+
+def finish(cfg: DictConfig, trainer: L.Trainer, metrics: dict[str, Any]) -> None:
+    """Leave the run directory complete, and say what came out."""
+    log_hyperparameters(trainer.loggers, choices(cfg), metrics)
+    write_metrics(Path(cfg.run_dir), metrics)
+    print_run(Path(cfg.run_dir))
+
+
+def build_trainer(cfg: DictConfig) -> L.Trainer:
+    callbacks = list(make(cfg.callbacks).values())
+    watched = cfg.trainer.enable_progress_bar and sys.stdout.isatty()
+    trainer = make(cfg.trainer)(
+        callbacks=[c for c in callbacks if watched or not isinstance(c, ProgressBar)],
+        logger=list(make(cfg.logger).values()),
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=watched,
+    )
+    cores = os.cpu_count() or 1
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices} asks for more processes than "
+            f"the {cores} cores of this machine"
+        )
+    return trainer
+
+
+def checkpoint_to_resume(cfg: DictConfig, module: Learner) -> Path | None:
+    """The checkpoint that ``resume`` means, if an epoch had ended."""
+    if not cfg.resume:
+        return None
+    path = find_checkpoint(cfg.resume, "last")
+    if Path(cfg.resume).is_dir() and not path.is_file():
+        log.info("no epoch had ended in %s: starting at the beginning", cfg.resume)
+        return None
+    found = read_checkpoint(path).get("state_dict", {})
+    if difference := describe_mismatch(module.state_dict(), found):
+        raise UserError(f"resume={path} belongs to another network: {difference}")
+    return path
+
+
+if __name__ == "__main__":
+    main()
