@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
     inputs: Tensor
     target: Tensor
-    index: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class DataSpec(NamedTuple):
@@ -41,4 +41,7 @@ class DataSpec(NamedTuple):
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
         """The inverse of :meth:`plain`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        as_tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**as_tuples)

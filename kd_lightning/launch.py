@@ -21,7 +21,7 @@ from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue
 
@@ -61,7 +61,7 @@ def run_job(job: Callable[[], float]) -> float:
         message = explain(error)
         if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"error: {message}", file=sys.stderr, flush=True)
         if "LOCAL_RANK" in os.environ:
             sys.exit(0)  # rank 0 reports; a failing child would make Lightning kill it
@@ -88,13 +88,13 @@ def one_job() -> Iterator[None]:
     """Keep the processes that Lightning starts, and what it leaves behind, inside this job."""
     import __main__
 
-    hydra = HydraConfig.instance().cfg
-    assert hydra is not None
-    kept = sys.argv, __main__.__spec__, hydra.hydra.run.dir
+    hydra: Any = HydraConfig.instance().cfg
+    hydra = hydra.hydra
+    kept = sys.argv, __main__.__spec__, hydra.run.dir
     environment = {k: os.environ.get(k) for k in DDP_VARIABLES}
-    sys.argv = [sys.argv[0], *_own_command(hydra.hydra)]
+    sys.argv = [sys.argv[0], *_own_command(hydra)]
     __main__.__spec__ = find_spec("kd_lightning.train")  # children run `python -m` this
-    _set_run_dir(hydra, hydra.hydra.runtime.output_dir)
+    _set_run_dir(hydra, hydra.runtime.output_dir)
     try:
         yield
     finally:
@@ -121,8 +121,8 @@ def _own_command(hydra: DictConfig) -> list[str]:
 
 
 def _set_run_dir(hydra: DictConfig, path: str) -> None:
-    with read_write(hydra.hydra.run):
-        hydra.hydra.run.dir = path
+    with read_write(hydra.run):
+        hydra.run.dir = path
 
 
 def expand_resume(argv: list[str]) -> list[str]:
@@ -141,7 +141,7 @@ def expand_resume(argv: list[str]) -> list[str]:
     file = run_dir / ".hydra" / "overrides.yaml"
     if not file.is_file():
         raise UserError(f"resume={given[-1]}: no run was started in {run_dir}")
-    before = [o for o in OmegaConf.load(file) if not o.startswith("resume=")]
+    before = [o for o in map(str, OmegaConf.load(file)) if not o.startswith("resume=")]
     settings = [f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null"]
     return [argv[0], *before, *argv[1:], *settings]
 

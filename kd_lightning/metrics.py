@@ -81,6 +81,7 @@ class StepTerms:
         bad = (~table.isfinite().all(1)).nonzero()
         if len(bad):
             row = int(bad[0])
-            values = ", ".join(f"{n}={v:g}" for n, v in zip(self.names, table[row].tolist()))
+            pairs = zip(self.names, table[row].tolist(), strict=True)
+            values = ", ".join(f"{name}={value:g}" for name, value in pairs)
             raise FloatingPointError(f"step {last_step - len(table) + 1 + row}: {values}")
         return dict(zip(self.names, table.mean(0).tolist(), strict=True))

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_lightning import __version__
 from kd_lightning.build import build_data
 from kd_lightning.data.memory import InMemoryDataModule
-from kd_lightning.runs import find_checkpoint
+from kd_lightning.runs import find_checkpoint, plain
 from kd_lightning.teachers import TeacherStore, teacher_key
 
 # What says where and how a training runs, not what comes out of it.
@@ -57,7 +57,7 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
     """This job's configuration with the changes that ``pretrain`` lists."""
     job = copy.deepcopy(cfg)
     OmegaConf.set_struct(job, False)
-    for name, change in OmegaConf.to_container(cfg.pretrain, resolve=False).items():
+    for name, change in plain(cfg.pretrain, resolve=False).items():
         replace = isinstance(change, dict) and "_target_" in change
         OmegaConf.update(job, name, change, merge=not replace)
     return job
@@ -65,8 +65,7 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
 
 def key_of(job: DictConfig, data: InMemoryDataModule, world_size: int) -> str:
     """The key of what a teacher's job trains."""
-    model = OmegaConf.to_container(job.model, resolve=True)
-    trainer = OmegaConf.to_container(job.trainer, resolve=True)
+    model, trainer = plain(job.model), plain(job.trainer)
     recipe = {
         "model": model,
         "trainer": {k: v for k, v in trainer.items() if k not in INCIDENTAL},

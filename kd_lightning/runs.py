@@ -33,6 +33,13 @@ def find_checkpoint(path: str | Path, name: str = "best") -> Path:
     return path / "checkpoints" / f"{name}.ckpt" if path.is_dir() else path
 
 
+def plain(config: Any, resolve: bool = True) -> dict[str, Any]:
+    """A section of a configuration as an ordinary dictionary."""
+    values = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
+
+
 def write_config(run_dir: Path, cfg: DictConfig, overrides: list[str] | None) -> None:
     """Keep the resolved configuration and, where a user typed it, what was typed."""
     folder = run_dir / ".hydra"
@@ -62,15 +69,15 @@ def choices(cfg: DictConfig) -> dict[str, Any]:
     def add(name: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
-                add(name if key == "_target_" else f"{name}.{key}", inner)
-        elif not name.endswith("_partial_"):
-            flat[name] = (
-                value.rpartition(".")[2] if name in CHOICES and isinstance(value, str) else value
-            )
+                add(f"{name}.{key}", inner)
+        elif name.endswith("._target_"):
+            flat[name.removesuffix("._target_")] = value.rpartition(".")[2]
+        elif not name.endswith("._partial_"):
+            flat[name] = value
 
-    for name, value in OmegaConf.to_container(cfg, resolve=True).items():
-        if name in CHOICES:
-            add(name, value)
+    chosen = plain(cfg)
+    for name in CHOICES:
+        add(name, chosen[name])
     return flat
 
 

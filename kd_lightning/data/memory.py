@@ -155,9 +155,10 @@ class InMemoryDataModule(L.LightningDataModule):
         num_classes = self._num_classes(full)
         train = self._experiment(full.take(train_index), num_classes, generator)
         self.splits = {"train": train, "val": full.take(val_index), "test": test}
-        mean, std = (
-            (self.mean, self.std) if self.mean and self.std else _channel_stats(train.inputs)
-        )
+        given = self.mean is not None and self.std is not None
+        mean, std = (self.mean, self.std) if given else _channel_stats(train.inputs)
+        assert mean is not None
+        assert std is not None
         self.spec = DataSpec(tuple(full.inputs.shape[1:]), num_classes, tuple(mean), tuple(std))
         channels = (len(self.spec.mean), len(self.spec.std))
         _check(

@@ -59,8 +59,9 @@ class MNISTDataModule(InMemoryDataModule):
             data = self.source(str(self.root), train=train)
         except Exception as error:  # torchvision asserts, indexes and unpacks on damaged files
             raise UserError(
-                f"the idx files in {folder} are damaged or of another kind ({error or 'cut short'}):"
-                " delete them to download them again, or point data.root= to a good copy"
+                f"the idx files in {folder} are damaged or of another kind "
+                f"({error or 'cut short'}): delete them to download them again, or point "
+                "data.root= to a good copy"
             ) from error
         shape, labels = tuple(data.data.shape), data.targets
         if len(shape) != 3 or len(labels) != shape[0] or data.data.dtype != torch.uint8:

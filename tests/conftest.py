@@ -1,0 +1,61 @@
+"""What tests share: the real data, the real command, and runs that are trained once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("KD_DATA_DIR", ROOT.parent / "shared" / "data"))
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real MNIST in it."""
+    if not (DATA / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
+        pytest.skip(f"MNIST is not in {DATA}: set KD_DATA_DIR to a folder that holds MNIST/raw")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store of teachers for the whole session: each is trained once."""
+    return tmp_path_factory.mktemp("teachers")
+
+
+@pytest.fixture(scope="session")
+def environment(store: Path) -> dict[str, str]:
+    """The environment of a command as a user's shell would have it."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "PL_GLOBAL_SEED")}
+    return {**kept, "KD_TEACHERS": str(store), "KD_DATA_DIR": str(DATA), "COLUMNS": "160"}
+
+
+@pytest.fixture(scope="session")
+def command(environment: dict[str, str]) -> Command:
+    """``command("data=digits", …)`` runs ``python train.py`` with these arguments."""
+
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            cwd=ROOT,
+            env={**environment, **settings},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a student distilled on the digits for two epochs."""
+    run_dir = tmp_path_factory.mktemp("runs") / "student"
+    done = command("data=digits", "trainer.max_epochs=2", f"hydra.run.dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    return run_dir
