@@ -1,11 +1,14 @@
 """kd_lightning: a knowledge-distillation laboratory on PyTorch Lightning and Hydra."""
 
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kd_lightning.runs import load_run as load_run
 
 __version__ = "0.1.0"
+
+STARTED = time.perf_counter()  # before torch and Lightning are imported
 
 
 def __getattr__(name: str) -> Any:

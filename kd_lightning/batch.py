@@ -1,7 +1,9 @@
-"""What flows from the data to the modules: a batch, and the measure of the data it comes from."""
+"""What flows from the data to the modules: batches, whole splits, the measure of the data."""
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 
@@ -45,3 +47,19 @@ class DataSpec(NamedTuple):
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
         return cls(**as_tuples)
+
+
+class Prepared(NamedTuple):
+    """A split as networks see it: every view of every sample, transformed.
+
+    Attributes:
+        size: number of samples.
+        views: number of versions of each; 0 where they have no end.
+        fingerprint: a hash of the samples and of what is done to them.
+        batches: all of it on a device, in order: view, index B, inputs B×….
+    """
+
+    size: int
+    views: int
+    fingerprint: str
+    batches: Callable[[torch.device], Iterator[tuple[int, Tensor, Tensor]]]

@@ -22,11 +22,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -49,7 +52,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of weights: it is damaged, or holds objects that would "
             "have to run code to be loaded, which is refused"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever reading a damaged file leads to
         raise UserError(f"the checkpoint {path} is damaged or cut short") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
@@ -63,7 +66,8 @@ def network_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     state = checkpoint.get("state_dict", checkpoint)
     prefix = f"{checkpoint['network']}." if "network" in checkpoint else ""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    named = {str(k): v for k, v in state.items()} if isinstance(state, Mapping) else {}
+    return {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
 
 
 def load_network(net: nn.Module, path: str | Path, option: str) -> nn.Module:

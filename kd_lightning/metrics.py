@@ -1,5 +1,6 @@
 """What is measured: means over all samples of a split, and the terms of the loss by step."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -29,10 +30,12 @@ class Evaluation(nn.Module):
         self.shares = nn.ModuleDict(
             {name: MulticlassAccuracy(num_classes, average="micro") for name in names}
         )
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy=math.nan)  # by default it leaves NaN out
 
     def update(self, logits: Tensor, target: Tensor, teacher_logits: Tensor | None = None) -> None:
         """Add a batch: logits B×C, target B, teacher_logits B×C."""
+        if len(target) == 0:
+            return  # a rank's share may end before the others'
         self.loss.update(F.cross_entropy(logits, target), weight=len(target))
         self._count("accuracy", logits, target)
         if teacher_logits is not None:

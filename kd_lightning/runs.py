@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import DataSpec
 from kd_lightning.checkpoints import load_network, read_checkpoint
-from kd_lightning.data.memory import Normalizer
+from kd_lightning.data.batches import Normalizer
 from kd_lightning.errors import UserError
 
 

@@ -52,8 +52,8 @@ class TeacherStore:
     def publish(self, key: str, run_dir: Path) -> None:
         """Offer a finished run as the teacher of that key, unless there is one."""
         home = self.root / key
-        if home == run_dir:
-            return  # trained right here
+        if home == run_dir or not (run_dir / "checkpoints").is_dir():
+            return  # trained right here, or a trial run that kept nothing
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock(key):
             if not _finished(home):

@@ -13,6 +13,7 @@ from typing import Any
 import hydra
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from omegaconf import DictConfig
 
 from kd_lightning.build import build_data, build_module, make
@@ -21,7 +22,9 @@ from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.launch import expand_resume, one_job, own_overrides, quieten, run_job
 from kd_lightning.loggers import log_hyperparameters
+from kd_lightning.modules import DistillationModule
 from kd_lightning.modules.learner import Learner
+from kd_lightning.phases import PhaseProfiler
 from kd_lightning.pretrain import find_teacher, publish
 from kd_lightning.report.run import print_run
 from kd_lightning.runs import choices, commit, find_checkpoint, write_config, write_metrics
@@ -49,36 +52,66 @@ def main() -> None:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """One job from its configuration to its metrics, in its run directory."""
-    data = build_data(cfg)
-    teacher = find_teacher(cfg, train) if "teacher" in cfg.model else None
+    profiler = PhaseProfiler() if cfg.profile else PassThroughProfiler()
+    with profiler.profile("data_next"):
+        data = build_data(cfg)
+    with profiler.profile("find_teacher"):
+        teacher = find_teacher(cfg, train) if "teacher" in cfg.model else None
     L.seed_everything(cfg.seed, verbose=False)  # found or trained, the teacher changes nothing
     module = build_module(cfg, data.spec, teacher)
+    if isinstance(profiler, PhaseProfiler) and isinstance(module, DistillationModule):
+        profiler.watch(module.teacher)
     checkpoint = checkpoint_to_resume(cfg, module)
     with one_job():
-        trainer = build_trainer(cfg)
+        trainer = build_trainer(cfg, profiler)
         if trainer.is_global_zero:
             write_config(Path(cfg.run_dir), cfg, own_overrides(cfg))
-        start = time.perf_counter()
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-        seconds = time.perf_counter() - start
-        metrics = evaluate(trainer, module, data)
-        metrics |= {**module.describe(), "seconds": round(seconds, 2), "seed": cfg.seed}
-        metrics |= {"epochs": trainer.current_epoch, "commit": commit()}
+        metrics = run(cfg, trainer, module, data, checkpoint)
         metrics |= {"teacher": str(teacher)} if teacher else {}
         if trainer.is_global_zero:
             finish(cfg, trainer, metrics)
-            if "teacher" not in cfg.model:
+            if not teacher:
                 publish(cfg, data, trainer.world_size)
+            print(profiler.summary(), end="")
     return metrics
 
 
-def evaluate(trainer: L.Trainer, module: Learner, data: InMemoryDataModule) -> dict[str, Any]:
-    """Figures of the best epoch on validation data, then, once, on test data."""
+def run(
+    cfg: DictConfig,
+    trainer: L.Trainer,
+    module: Learner,
+    data: InMemoryDataModule,
+    checkpoint: Path | None,
+) -> dict[str, Any]:
+    """Fit, validate the best epoch, and read the test data, once."""
+    remember(cfg, trainer, module, data, "train", "val")
+    start = time.perf_counter()
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    seconds = time.perf_counter() - start
     best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
     trainer.validate(module, data, ckpt_path=best, verbose=False, weights_only=True)
-    validation = dict(trainer.callback_metrics)
+    figures = dict(trainer.callback_metrics)
+    remember(cfg, trainer, module, data, "test")
     trainer.test(module, data, verbose=False)
-    return {k: float(v) for k, v in {**validation, **trainer.callback_metrics}.items()}
+    figures |= trainer.callback_metrics
+    return {
+        **{name: float(value) for name, value in figures.items()},
+        **module.describe(),
+        "seconds": round(seconds, 2),
+        "seed": cfg.seed,
+        "epochs": trainer.current_epoch,
+        "commit": commit(),
+    }
+
+
+def remember(
+    cfg: DictConfig, trainer: L.Trainer, module: Learner, data: InMemoryDataModule, *splits: str
+) -> None:
+    """Have a teacher answer to whole splits once; all processes and jobs share the answers."""
+    if isinstance(module, DistillationModule):
+        cache, device = make(cfg.cache), trainer.strategy.root_device
+        for split in splits:
+            module.remember(split, data.prepared(split), cache, device)
 
 
 def finish(cfg: DictConfig, trainer: L.Trainer, metrics: dict[str, Any]) -> None:
@@ -88,7 +121,7 @@ def finish(cfg: DictConfig, trainer: L.Trainer, metrics: dict[str, Any]) -> None
     print_run(Path(cfg.run_dir))
 
 
-def build_trainer(cfg: DictConfig) -> L.Trainer:
+def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
     callbacks = list(make(cfg.callbacks).values())
     watched = cfg.trainer.enable_progress_bar and sys.stdout.isatty()
     trainer = make(cfg.trainer)(
@@ -96,6 +129,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         logger=list(make(cfg.logger).values()),
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=watched,
+        profiler=profiler,
     )
     cores = os.cpu_count() or 1
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:

@@ -1,12 +1,16 @@
 """What tests share: the real data, the real command, and runs that are trained once."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from spy import Spy
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("KD_DATA_DIR", ROOT.parent / "shared" / "data"))
@@ -32,7 +36,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(store: Path) -> dict[str, str]:
     """The environment of a command as a user's shell would have it."""
     kept = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "PL_GLOBAL_SEED")}
-    return {**kept, "KD_TEACHERS": str(store), "KD_DATA_DIR": str(DATA), "COLUMNS": "160"}
+    return {
+        **kept,
+        "KD_TEACHERS": str(store),
+        "KD_DATA_DIR": str(DATA),
+        "KD_CACHE": str(store / "cache"),
+        "COLUMNS": "160",
+        "OMP_NUM_THREADS": "1",  # commands of a test may run beside others
+    }
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +70,35 @@ def digits_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Pa
     done = command("data=digits", "trainer.max_epochs=2", f"hydra.run.dir={run_dir}")
     assert done.returncode == 0, done.stderr
     return run_dir
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep with the spy in its jobs: an iterable of their directories."""
+
+    folder: Path
+    stdout: str
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(sorted((p for p in self.folder.iterdir() if p.is_dir()), key=_number))
+
+    def spied(self, job: Path) -> list[dict[str, Any]]:
+        """What each process of a job noted, by rank."""
+        return [json.loads(p.read_text()) for p in sorted(job.glob("spy-*.json"))]
+
+
+def _number(job: Path) -> int:
+    return int(job.name)
+
+
+@pytest.fixture(scope="session")
+def device_sweep(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Six jobs for one epoch: one process, two, and one again, each with two temperatures."""
+    folder = tmp_path_factory.mktemp("runs") / "devices"
+    done = command(
+        *("-m", "data=digits", "trainer.max_epochs=1", f"hydra.sweep.dir={folder}"),
+        *("trainer.devices=1,2,1", "method.temperature=2,7", *Spy.USE),
+        PYTHONPATH=str(ROOT / "tests"),
+    )
+    assert done.returncode == 0, done.stderr
+    return Sweep(folder, done.stdout)

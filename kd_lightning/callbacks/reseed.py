@@ -3,6 +3,8 @@
 import lightning as L
 import torch
 
+from kd_lightning.seeds import mixed
+
 
 class ReseedEachEpoch(L.Callback):
     """Seeds torch from (seed, epoch, rank) when an epoch starts.
@@ -14,4 +16,4 @@ class ReseedEachEpoch(L.Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        torch.manual_seed(self.seed + (trainer.current_epoch << 32) + (trainer.global_rank << 52))
+        torch.manual_seed(mixed(self.seed, trainer.current_epoch, trainer.global_rank))

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
 
-from kd_lightning.data.memory import InMemoryDataModule, Split
+from kd_lightning.data.batches import Split
+from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.errors import UserError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -40,6 +41,8 @@ class ArraysDataModule(InMemoryDataModule):
                 f"x_test of {tuple(test.inputs.shape[1:])}"
             )
         classes = int(train.target.max()) + 1
+        if classes < 2:
+            raise UserError(f"{self.path}: y_train holds one class; it needs at least two classes")
         if int(test.target.max()) >= classes:
             raise UserError(
                 f"{self.path}: y_test holds label {int(test.target.max())}, "
@@ -48,21 +51,24 @@ class ArraysDataModule(InMemoryDataModule):
         return train, test
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        if not self.path.exists():
+            raise UserError(f"data.path: there is no file {self.path}")
+        if not is_zipfile(self.path):
+            raise UserError(
+                f"{self.path} is not an .npz archive, or is cut short; "
+                "np.savez writes one from several arrays"
+            )
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                if not isinstance(archive, Mapping):
-                    raise UserError(f"{self.path} is a single array, not an .npz archive")
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 missing = [k for k in KEYS if k not in archive]
                 if missing:
                     raise UserError(
                         f"{self.path} lacks {', '.join(missing)}; it needs {', '.join(KEYS)}"
                     )
                 return {k: archive[k] for k in KEYS}
-        except FileNotFoundError as error:
-            raise UserError(f"data.path: there is no file {self.path}") from error
         except UserError:
             raise
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+        except Exception as error:  # whatever reading a damaged file leads to
             raise UserError(f"{self.path} cannot be read as .npz: {error}") from error
 
     def _split(self, arrays: Mapping[str, np.ndarray], part: str) -> Split:
@@ -93,6 +99,8 @@ class ArraysDataModule(InMemoryDataModule):
         )
 
     def _channels_first(self, x: np.ndarray, part: str) -> np.ndarray:
+        if 0 in x.shape[1:]:
+            raise UserError(f"{self.path}: x_{part} holds empty images; it is of shape {x.shape}")
         if x.ndim == 3:
             return np.ascontiguousarray(x[:, None])
         if x.ndim == 4 and x.shape[-1] in (1, 3):

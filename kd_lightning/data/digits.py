@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from kd_lightning.data.memory import InMemoryDataModule, Split
+from kd_lightning.data.batches import Split
+from kd_lightning.data.memory import InMemoryDataModule
 
 
 class DigitsDataModule(InMemoryDataModule):

@@ -7,86 +7,23 @@ batch, on the device the batch has been moved to. Data sets only say how to `loa
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.batch import Batch, DataSpec, Prepared
+from kd_lightning.data.augment import Augment
+from kd_lightning.data.batches import (
+    Normalizer,
+    OrderedBatches,
+    ShuffledBatches,
+    Split,
+    TensorDataset,
+)
 from kd_lightning.errors import UserError
-
-
-class Split(NamedTuple):
-    """Samples, N×C×H×W uint8, and their classes, N int64."""
-
-    inputs: Tensor
-    target: Tensor
-
-    def take(self, index: Tensor) -> "Split":
-        """The samples at ``index``, in that order."""
-        return Split(self.inputs[index], self.target[index])
-
-
-class TensorDataset(Dataset[Batch]):
-    """A split that is read a whole batch at a time: one indexing instead of B."""
-
-    def __init__(self, split: Split) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.split.target)
-
-    def __getitem__(self, index: Tensor) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Batch(self.split.inputs[index], self.split.target[index], index)
-
-
-class ShuffledBatches(Sampler[Tensor]):
-    """Index tensors of one rank's training batches, a new order every epoch.
-
-    The order is a pure function of (seed, epoch), so a resumed run sees what it would
-    have seen. Ranks get equal shares; the order is padded from its own start, as
-    ``torch.utils.data.DistributedSampler`` does.
-    """
-
-    def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(math.ceil(self.size / self.world_size) / self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.seed + (self.epoch << 32))
-        order = torch.randperm(self.size, generator=generator)
-        share = math.ceil(self.size / self.world_size)
-        positions = torch.arange(self.rank, share * self.world_size, self.world_size)
-        yield from order[positions % self.size].split(self.batch_size)
-
-
-class OrderedBatches(Sampler[Tensor]):
-    """Index tensors of one rank's evaluation batches: every sample exactly once.
-
-    Each rank gets the same number of batches, so that collective operations meet.
-    """
-
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        batches = math.ceil(size / (world_size * batch_size)) * world_size
-        self.batches = torch.arange(size).tensor_split(batches)[rank::world_size]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from self.batches
 
 
 class InMemoryDataModule(L.LightningDataModule):
@@ -103,6 +40,8 @@ class InMemoryDataModule(L.LightningDataModule):
         label_noise: fraction of training labels replaced by another class.
         train_fraction: fraction of the training samples that is kept.
         exclude_classes: classes left out of the training samples.
+        augment: what happens to training samples; nothing where not given.
+        device_resident: keep the samples on the training device.
         mean: of each channel after scaling to 0…1; computed where not given.
         std: of each channel after scaling to 0…1; computed where not given.
 
@@ -120,6 +59,8 @@ class InMemoryDataModule(L.LightningDataModule):
         label_noise: float = 0.0,
         train_fraction: float = 1.0,
         exclude_classes: Sequence[int] = (),
+        augment: Augment | None = None,
+        device_resident: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -138,6 +79,8 @@ class InMemoryDataModule(L.LightningDataModule):
         self.split_seed, self.seed = split_seed, seed
         self.label_noise, self.train_fraction = label_noise, train_fraction
         self.exclude_classes = tuple(exclude_classes)
+        self.augment = augment or Augment()
+        self.device_resident = device_resident
         self.mean, self.std = mean, std
         self.splits: dict[str, Split] = {}
 
@@ -197,23 +140,48 @@ class InMemoryDataModule(L.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """A hash of what is trained and validated on: content, not file names."""
-        digest = hashlib.blake2b(digest_size=16)
-        for split in (self.splits["train"], self.splits["val"]):
-            for tensor in split:
-                digest.update(tensor.contiguous().numpy().data)
-        digest.update(repr(self.spec).encode())
-        return digest.hexdigest()
+        splits = [tensor for name in ("train", "val") for tensor in self.splits[name]]
+        return _hash(*splits, about=(self.spec, self.augment, self.augment.views))
+
+    def prepared(self, split: str) -> Prepared:
+        """A split as networks see it, for what is computed once and kept."""
+        augment = self.augment if split == "train" else None
+        inputs = self.splits[split].inputs
+
+        def batches(device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
+            for view in range(augment.views if augment else 1):
+                for index in OrderedBatches(len(inputs), self.eval_batch_size):
+                    batch = Batch(inputs[index].to(device), index, index.to(device))
+                    yield view, index, self._transform(batch, augment, view, torch.float32).inputs
+
+        fingerprint = _hash(inputs, about=(self.spec, augment))
+        return Prepared(len(inputs), augment.views if augment else 1, fingerprint, batches)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Scale and normalise, on the device, once."""
+        """Augment, scale and normalise, on the device, once."""
         if not isinstance(batch, Batch):
             return batch
-        dtype = self.trainer.lightning_module.dtype if self.trainer else torch.float32
-        return batch._replace(inputs=self._normalize(batch.inputs.to(dtype)))
+        trainer = self.trainer
+        if trainer is None:
+            return self._transform(batch, None, 0, torch.float32)
+        dtype = trainer.lightning_module.dtype
+        assert isinstance(dtype, torch.dtype)
+        augment = self.augment if trainer.training else None
+        return self._transform(batch, augment, trainer.current_epoch, dtype)
+
+    def _transform(
+        self, batch: Batch, augment: Augment | None, epoch: int, dtype: torch.dtype
+    ) -> Batch:
+        x = augment(batch.inputs, batch.index, epoch) if augment else batch.inputs
+        return batch._replace(inputs=self._normalize(x.to(dtype)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        data = TensorDataset(self.splits["train"])
-        return _loader(data, ShuffledBatches(len(data), self.batch_size, self.seed, *self._ranks))
+        data = self._dataset("train")
+        device = data.split.inputs.device
+        size = len(data)
+        return _loader(
+            data, ShuffledBatches(size, self.batch_size, self.seed, *self._ranks, device=device)
+        )
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._ordered("val")
@@ -222,28 +190,25 @@ class InMemoryDataModule(L.LightningDataModule):
         return self._ordered("test")
 
     def _ordered(self, split: str) -> DataLoader[Batch]:
-        data = TensorDataset(self.splits[split])
+        data = self._dataset(split)
         return _loader(data, OrderedBatches(len(data), self.eval_batch_size, *self._ranks))
+
+    def _dataset(self, split: str) -> TensorDataset:
+        samples = self.splits[split]
+        if self.device_resident and self.trainer is not None:
+            samples = self.splits[split] = samples.to(self.trainer.strategy.root_device)
+        return TensorDataset(samples)
 
     @property
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-class Normalizer:
-    """The one normalisation of a data set, for teacher and student alike.
-
-    Takes B×C×H×W values of 0…255 in a floating type; works in place.
-    """
-
-    def __init__(self, spec: DataSpec) -> None:
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (spec.mean, spec.std))
-        self.scale, self.shift = 1 / (255 * std), -mean / std
-
-    def __call__(self, x: Tensor) -> Tensor:
-        # kept on the device they were last needed on: a copy a batch would synchronise
-        self.scale, self.shift = self.scale.to(x), self.shift.to(x)
-        return x.mul_(self.scale).add_(self.shift)
+def _hash(*tensors: Tensor, about: Any) -> str:
+    digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _loader(data: TensorDataset, batches: Sampler[Tensor]) -> DataLoader[Batch]:

@@ -8,7 +8,8 @@ import torch
 from filelock import FileLock
 from torchvision.datasets import MNIST, FashionMNIST
 
-from kd_lightning.data.memory import InMemoryDataModule, Split
+from kd_lightning.data.batches import Split
+from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.errors import UserError
 
 
@@ -46,12 +47,18 @@ class MNISTDataModule(InMemoryDataModule):
             ) from error
 
     def load(self) -> tuple[Split, Split]:
-        return self._read(train=True), self._read(train=False)
+        train, test = self._read(train=True), self._read(train=False)
+        known = set(train.target.unique().tolist())
+        if train.inputs.shape[1:] != test.inputs.shape[1:] or set(test.target.tolist()) - known:
+            raise UserError(
+                f"the training and test files in {self.root / self.source.__name__ / 'raw'} do "
+                "not belong together: delete them to download them again"
+            )
+        return train, test
 
     def _is_there(self) -> bool:
         raw = self.root / self.source.__name__ / "raw"
-        files = [Path(url).stem for url, _ in self.source.resources]
-        return all((raw / f).is_file() or (raw / f"{f}.gz").is_file() for f in files)
+        return all((raw / Path(url).stem).is_file() for url, _ in self.source.resources)
 
     def _read(self, train: bool) -> Split:
         folder = self.root / self.source.__name__ / "raw"

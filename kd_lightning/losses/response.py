@@ -32,4 +32,5 @@ def soft_targets(z_s: Tensor, z_t: Tensor, temperature: float | Tensor) -> Tenso
     """
     log_p_s = F.log_softmax(z_s / temperature, dim=-1)
     log_p_t = F.log_softmax(z_t.detach() / temperature, dim=-1)
-    return F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True) * temperature**2
+    divergence = F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).sum(-1)
+    return divergence.mean() * temperature**2  # "batchmean" sums the batch: fp16 overflows

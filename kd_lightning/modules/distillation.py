@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.batch import Batch, DataSpec, Prepared
+from kd_lightning.cache import Answers, TeacherCache, ask
 from kd_lightning.modules.learner import Learner, NetFactory, count_parameters
 from kd_lightning.objective import Objective
 
@@ -38,6 +39,7 @@ class DistillationModule(Learner):
         self.student = student(spec.input_shape, spec.num_classes)
         self.teacher = teacher.requires_grad_(False).eval()
         self.objective = objective
+        self.answers: dict[str, Answers] = {}
         self.strict_loading = False  # checkpoints lack the teacher
         self.register_state_dict_post_hook(_drop_teacher)
 
@@ -47,7 +49,7 @@ class DistillationModule(Learner):
         return self
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        z_t = self.teacher_logits(batch) if self.objective.needs_teacher else None
+        z_t = self.teacher_logits(batch, "train") if self.objective.needs_teacher else None
         return self.objective(self.student(batch.inputs), z_t, batch.target)
 
     def settings(self) -> dict[str, float]:
@@ -61,13 +63,23 @@ class DistillationModule(Learner):
             "compression": teacher / student,
         }
 
-    def evaluate(self, batch: Batch) -> None:
-        self.evaluation.update(self.student(batch.inputs), batch.target, self.teacher_logits(batch))
+    def evaluate(self, batch: Batch, split: str) -> None:
+        z_t = self.teacher_logits(batch, split)
+        self.evaluation.update(self.student(batch.inputs), batch.target, z_t)
 
-    @torch.no_grad()
-    def teacher_logits(self, batch: Batch) -> Tensor:
-        """What the teacher answers to a batch: B×C."""
-        return self.teacher(batch.inputs)
+    def teacher_logits(self, batch: Batch, split: str) -> Tensor:
+        """What the teacher answers to a batch of a split, B×C; from memory where it can."""
+        if split in self.answers:
+            return self.answers[split].read(batch.index, self.current_epoch)["logits"]
+        return ask(self.teacher, batch.inputs)["logits"]
+
+    def remember(
+        self, split: str, inputs: Prepared, cache: TeacherCache, device: torch.device
+    ) -> None:
+        """Have the teacher answer to a whole split once, before its batches come."""
+        if split != "train" or self.objective.needs_teacher:
+            answers = cache.answers(self.teacher, inputs, device)
+            self.answers |= {split: answers} if answers else {}
 
 
 def _drop_teacher(

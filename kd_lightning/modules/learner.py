@@ -66,8 +66,8 @@ class Learner(L.LightningModule):
         """Sizes, for the record of the run."""
         return {"parameters": count_parameters(self.network)}
 
-    def evaluate(self, batch: Batch) -> None:
-        """Add a batch to :attr:`evaluation`."""
+    def evaluate(self, batch: Batch, split: str) -> None:
+        """Add a batch of a split, ``val`` or ``test``, to :attr:`evaluation`."""
         self.evaluation.update(self(batch.inputs), batch.target)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -96,10 +96,10 @@ class Learner(L.LightningModule):
         return f"the loss is not finite at {what}; try a lower optimizer.lr; {kept}"
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate(batch)
+        self.evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate(batch)
+        self.evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
         values = self._log_evaluation("val")

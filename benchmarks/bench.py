@@ -1,0 +1,279 @@
+"""Speed, always as a ratio of two things measured in turn, in one run: ``make bench``.
+
+Times are medians of the repeats. Whole runs are whole processes, from nothing to the
+table at their end, of one epoch each; to a run of five epochs four more are added on
+both sides, as long as that run's own, and to a sweep of three jobs nine more. Writes
+``results.json`` beside this file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from floor import Floor
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.profilers import PassThroughProfiler
+from rich.console import Console
+from rich.table import Table
+
+from kd_lightning.build import build_data, build_module
+from kd_lightning.checkpoints import network_state, read_checkpoint
+from kd_lightning.launch import quieten
+from kd_lightning.train import CONF, build_trainer, remember
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+DATA = Path(os.environ.get("KD_DATA_DIR", ROOT.parent / "shared" / "data")).resolve()
+SWEEP = ("method.temperature=1,5,10", "trainer.max_epochs=2", "data.batch_size=64")
+
+Seconds = dict[str, list[float]]
+
+
+class Clock(L.Callback):
+    """Seconds of a training epoch, from its start to its end."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+
+class Ours:
+    """Our training an epoch at a time; without validation, as the floor is without it."""
+
+    def __init__(self, folder: Path, teacher: Path, *overrides: str) -> None:
+        fixed = (
+            f"run_dir={folder}",
+            f"data.root={DATA}",
+            f"cache.root={folder / 'cache'}",
+            "trainer.max_epochs=1",
+            "+trainer.limit_val_batches=0",
+            "~callbacks.best",
+        )
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            self.cfg = compose("train", [*fixed, *overrides])
+        self.data = build_data(self.cfg)
+        self.module = build_module(self.cfg, self.data.spec, teacher)
+        remember(self.cfg, self._trainer(), self.module, self.data, "train")
+
+    def _trainer(self) -> L.Trainer:
+        return build_trainer(self.cfg, PassThroughProfiler())
+
+    def epoch(self) -> float:
+        """Train for an epoch; the seconds it took."""
+        trainer, clock = self._trainer(), Clock()
+        trainer.callbacks.append(clock)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.fit(self.module, self.data)
+        return clock.seconds
+
+    def floor(self) -> Floor:
+        """The bare loop, on the same images and the same answers of the teacher."""
+        batches = self.data.prepared("train").batches(torch.device("cpu"))
+        inputs = torch.cat([x for _, _, x in batches])
+        logits = self.module.answers["train"].tables["logits"][0].clone()
+        target = self.data.splits["train"].target
+        return Floor(self.module.student, inputs, target, logits)
+
+
+def epochs(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
+    """Ratios of whole epochs, the competitors in turn."""
+    ratios = {}
+    for batch in (256, 64):
+        size = f"data.batch_size={batch}"
+        distilled = Ours(folder, teacher, size)
+        labels = Ours(folder, teacher, size, "method=ce")
+        floor = distilled.floor()
+        seconds = in_turn(
+            repeats,
+            distilled=distilled.epoch,
+            labels=labels.epoch,
+            floor=lambda batch=batch, floor=floor: floor.epoch(batch),
+        )
+        ratios[f"distilled epoch / label-only epoch, batch {batch}"] = ratio(
+            seconds, "distilled", "labels", at_most=1.10
+        )
+        ratios[f"distilled epoch / bare loop, batch {batch}"] = ratio(
+            seconds, "distilled", "floor", at_most=1.12 if batch == 256 else 1.20
+        )
+    return ratios
+
+
+def growth(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
+    """Time of a sample in a large set over that in one a tenth as large."""
+    large, small = Ours(folder, teacher), Ours(folder, teacher, "data.train_fraction=0.1")
+    seconds = in_turn(
+        repeats,
+        large=large.epoch,
+        small=lambda: 10 * median(small.epoch() for _ in range(5)),
+    )
+    name = "time a sample, 55,000 samples / 5,500"
+    return {name: ratio(seconds, "large", "small", at_most=1.05)}
+
+
+class Process:
+    """A whole process: its seconds, its peak memory in MB, what it printed."""
+
+    def __init__(self, *command: str, **environment: str) -> None:
+        start = time.perf_counter()
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=output, env={**os.environ, **environment}
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            self.seconds = time.perf_counter() - start
+            output.seek(0)
+            self.output = output.read()
+        if status:
+            sys.exit(f"error: {' '.join(command)} failed")
+        self.megabytes = usage.ru_maxrss / 1024
+
+
+def whole_runs(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
+    """Five epochs from a trained teacher with a cold cache, against the reference loop."""
+    weights = folder / "teacher.pt"
+    torch.save(network_state(read_checkpoint(teacher)), weights)
+    ratios = {}
+    for batch, at_least in ((64, 4), (256, 5)):
+        seconds: Seconds = defaultdict(list)
+        for _ in range(repeats):
+            reference = Process(
+                str(HERE / "reference.py"), str(DATA), str(weights), str(batch), "1"
+            )
+            (epoch,) = json.loads(reference.output)["epoch_seconds"]
+            seconds["reference"].append(reference.seconds + 4 * epoch)
+            seconds["reference, 2 epochs"].append(reference.seconds + epoch)
+            with tempfile.TemporaryDirectory() as cold:
+                run = train(teacher, Path(cold), "trainer.max_epochs=1", f"data.batch_size={batch}")
+                epoch = json.loads((Path(cold) / "metrics.json").read_text())["seconds"]
+            seconds["ours"].append(run.seconds + 4 * epoch)
+        ratios[f"5 epochs, all included: reference / ours, batch {batch}"] = ratio(
+            seconds, "reference", "ours", at_least=at_least
+        )
+        if batch == 64:
+            ratios |= sweep(folder, teacher, repeats, seconds)
+    return ratios
+
+
+def sweep(folder: Path, teacher: Path, repeats: int, seconds: Seconds) -> dict[str, Any]:
+    """Twelve jobs of two epochs, against the reference loop twelve times."""
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as cold:
+            three = train(teacher, Path(cold), "-m", *SWEEP).seconds
+            one = train(teacher, Path(cold), SWEEP[0].split(",")[0], *SWEEP[1:]).seconds
+        job = (three - one) / 2
+        seconds["our sweep"].append(three + 9 * job)
+        seconds["our job"].append(job)
+    seconds["12 references"] = [12 * s for s in seconds["reference, 2 epochs"]]
+    found = ratio(seconds, "12 references", "our sweep", at_least=6)
+    return {"sweep of 12 jobs, 2 epochs each: 12 reference loops / ours, batch 64": found}
+
+
+def memory(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
+    """Peak memory of whole runs."""
+    peaks: Seconds = defaultdict(list)
+    for _ in range(repeats):
+        for method in ("kd", "ce"):
+            run = train(teacher, folder, "trainer.max_epochs=1", f"method={method}")
+            peaks[method].append(run.megabytes)
+    found = ratio(peaks, "kd", "ce", at_most=1.15)
+    return {"peak memory, distilled run / label-only run (MB)": found}
+
+
+def train(teacher: Path, folder: Path, *overrides: str) -> Process:
+    """``python train.py`` in a process of its own."""
+    return Process(
+        str(ROOT / "train.py"),
+        f"teacher_ckpt={teacher}",
+        f"data.root={DATA}",
+        f"hydra.run.dir={folder}",
+        f"hydra.sweep.dir={folder / 'sweep'}",
+        *overrides,
+        KD_CACHE=str(folder / "cache"),
+    )
+
+
+def in_turn(repeats: int, **competitors: Any) -> Seconds:
+    """Each competitor once to warm up, then ``repeats`` times, one after the other."""
+    seconds: Seconds = {name: [] for name in competitors}
+    for repeat in range(repeats + 1):
+        for name, run in competitors.items():
+            value = run()
+            if repeat:
+                seconds[name].append(value)
+    return seconds
+
+
+def ratio(
+    values: Seconds,
+    over: str,
+    under: str,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> dict[str, Any]:
+    """The ratio of two medians, and whether it is where it should be."""
+    value = median(values[over]) / median(values[under])
+    met = value <= at_most if at_most is not None else value >= (at_least or 0)
+    target = f"≤ {at_most}" if at_most is not None else f"≥ {at_least}"
+    measured = {name: [round(v, 3) for v in values[name]] for name in (over, under)}
+    return {"ratio": round(value, 3), "target": target, "met": met, "measured": measured}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    processor = next(
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": L.__version__,
+    }
+
+
+def show(ratios: dict[str, Any]) -> None:
+    """Print the table."""
+    table = Table("measured", "ratio", "target", "", "medians")
+    for name, row in ratios.items():
+        medians = ", ".join(f"{k} {median(v):.2f}" for k, v in row["measured"].items())
+        table.add_row(
+            name, f"{row['ratio']:.2f}", row["target"], "✓" if row["met"] else "✗", medians
+        )
+    Console(width=150).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("teacher", type=Path, help="a checkpoint of the teacher, trained on MNIST")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    quieten()
+    ratios: dict[str, Any] = {}
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (epochs, growth, whole_runs, memory):
+            ratios |= part(Path(folder), options.teacher.resolve(), options.repeats)
+            show(ratios)
+    results = {"machine": machine(), "repeats": options.repeats, "ratios": ratios}
+    (HERE / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    print(f"written to benchmarks/results.json after {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The loop people write: torchvision's data set, a DataLoader, the teacher asked in every step.
+
+Plain and complete, the way tutorials have it: transforms a sample, one process, Adam.
+It trains on the same 55,000 images as our runs, validates after each epoch, and tests
+student and teacher at the end.
+
+    python benchmarks/reference.py DATA TEACHER.pt BATCH_SIZE EPOCHS
+"""
+
+import json
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, transforms
+
+from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
+
+T, ALPHA = 5.0, 0.5
+
+
+def accuracy(net: nn.Module, loader: DataLoader) -> float:
+    net.eval()
+    correct = total = 0
+    with torch.no_grad():
+        for x, y in loader:
+            correct += (net(x).argmax(1) == y).sum().item()
+            total += len(y)
+    return correct / total
+
+
+def main(root: str, teacher_file: str, batch_size: int, epochs: int) -> None:
+    torch.manual_seed(0)
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    )
+    full = datasets.MNIST(root, train=True, transform=transform)
+    test = DataLoader(datasets.MNIST(root, train=False, transform=transform), batch_size=1000)
+    train = DataLoader(Subset(full, range(55_000)), batch_size=batch_size, shuffle=True)
+    val = DataLoader(Subset(full, range(55_000, 60_000)), batch_size=1000)
+
+    teacher = TeacherCNN((1, 28, 28), 10)
+    teacher.load_state_dict(torch.load(teacher_file, weights_only=True))
+    teacher.eval()
+    student = StudentCNN((1, 28, 28), 10)
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+
+    seconds = []
+    for _ in range(epochs):
+        start = time.perf_counter()
+        student.train()
+        for x, y in train:
+            with torch.no_grad():
+                z_t = teacher(x)
+            z_s = student(x)
+            hard = F.cross_entropy(z_s, y)
+            soft = F.kl_div(
+                F.log_softmax(z_s / T, dim=1), F.softmax(z_t / T, dim=1), reduction="batchmean"
+            )
+            loss = (1 - ALPHA) * hard + ALPHA * T**2 * soft
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - start)
+        accuracy(student, val)
+    result = {"student": accuracy(student, test), "teacher": accuracy(teacher, test)}
+    print(json.dumps({**result, "epoch_seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,210 @@
+"""Teacher outputs computed once and read by sample index.
+
+A table holds one kind of output (``logits``, or a tapped layer) of a frozen teacher for
+every view of every sample of a split: V×N×…. On disk the tables of a split are one file,
+named by a key over the teacher's weights, the data and the way it is transformed, with a
+checksum beside it. Source of the idea for augmented data: Beyer et al. 2022 ("function
+matching"), arXiv 2106.05237: teacher and student must see the same view.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from kd_lightning.batch import Prepared
+from kd_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Tables = dict[str, Tensor]
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+ON_DEVICE = 2**30  # a table of up to this many bytes follows the student to its device
+
+
+class Answers:
+    """The tables of one split, read a batch at a time.
+
+    Args:
+        tables: V×N×… each, and the number of classes, as :class:`TeacherCache` makes them.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = dict(tables)
+        self.classes = int(self.tables.pop("classes"))
+
+    def read(self, index: Tensor, epoch: int) -> Tables:
+        """The outputs for the samples at ``index``, B, in the view that an epoch shows."""
+        return restore({k: self._rows(k, epoch, index) for k in self.tables}, self.classes)
+
+    def _rows(self, name: str, epoch: int, index: Tensor) -> Tensor:
+        table = self.tables[name]
+        if table.device != index.device and table.nbytes <= ON_DEVICE:
+            table = self.tables[name] = table.to(index.device)
+        return table[epoch % len(table)][index.to(table.device)].to(index.device)
+
+
+class TeacherCache:
+    """Keeps what a teacher says of a split.
+
+    Args:
+        root: the folder on disk that all processes share; None for memory alone.
+        max_bytes: the most that one split's tables may take.
+        dtype: how numbers are stored, ``float32`` or ``float16``.
+        top_k: keep a sample's k largest logits only, and the mass of the others, which
+            is spread evenly over them again; for data with many classes.
+
+    Raises:
+        UserError: if a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | None = "cache",
+        max_bytes: float = 4e9,
+        dtype: str = "float32",
+        top_k: int | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"cache.dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+        if top_k is not None and top_k < 1:
+            raise UserError(f"cache.top_k must be at least 1, got {top_k}")
+        self.root = Path(root) if root is not None else None
+        self.max_bytes, self.dtype, self.top_k = max_bytes, DTYPES[dtype], top_k
+        self.held: dict[str, Tables] = {}
+
+    def answers(self, teacher: nn.Module, inputs: Prepared, device: torch.device) -> Answers | None:
+        """What the teacher says of a split, computed if need be.
+
+        None where it has to be asked in every step: the views have no end, or the tables
+        would not fit. The teacher must be in evaluation mode; it is moved to ``device``.
+        """
+        if inputs.views == 0 or self.max_bytes == 0:
+            return None
+        teacher.to(device)
+        if (needed := self._bytes(teacher, inputs, device)) > self.max_bytes:
+            log.warning(
+                "the teacher's outputs would take %.3g GB, more than cache.max_bytes = %.3g GB: "
+                "it is asked in every step instead",
+                needed / 1e9,
+                self.max_bytes / 1e9,
+            )
+            return None
+        key = self._key(teacher, inputs)
+        if key not in self.held:
+            self.held[key] = self._find(key, lambda: self._compute(teacher, inputs, device))
+        return Answers(self.held[key])
+
+    def _find(self, key: str, compute: Callable[[], Tables]) -> Tables:
+        if self.root is None:
+            return compute()
+        file = self.root / f"{key}.pt"
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):  # one computes, the others wait
+            if not _is_whole(file):
+                _write(file, compute())
+        return torch.load(file, mmap=True, weights_only=True)
+
+    def _bytes(self, teacher: nn.Module, inputs: Prepared, device: torch.device) -> int:
+        _, _, batch = next(iter(inputs.batches(device)))
+        rows = self._compact(ask(teacher, batch[:1])).values()
+        return sum(row.nbytes for row in rows) * inputs.size * inputs.views
+
+    def _key(self, teacher: nn.Module, inputs: Prepared) -> str:
+        # the printed form tells networks apart whose weights are alike but not their layers
+        about = (repr(teacher), inputs.fingerprint, inputs.views, self.dtype, self.top_k)
+        digest = hashlib.blake2b(repr(about).encode(), digest_size=12)
+        for name, tensor in teacher.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _compute(self, teacher: nn.Module, inputs: Prepared, device: torch.device) -> Tables:
+        log.info("asking the teacher about %d samples × %d views", inputs.size, inputs.views)
+        tables: Tables = {}
+        worst, classes = 0.0, 0
+        for view, index, batch in inputs.batches(device):
+            exact = ask(teacher, batch)
+            stored = self._compact(exact)
+            classes = exact["logits"].shape[1]
+            again = restore(stored, classes)
+            worst = max(worst, _largest_error(exact["logits"], again["logits"]))
+            for name, rows in stored.items():
+                shape = (inputs.views, inputs.size, *rows.shape[1:])
+                table = tables.setdefault(name, torch.empty(shape, dtype=rows.dtype))
+                table[view, index.cpu()] = rows.cpu()
+        if worst > 0:
+            log.info("as stored, an answer is off by at most KL = %.1e nats at T = 1", worst)
+        return {**tables, "classes": torch.tensor(classes)}
+
+    def _compact(self, rows: Tables) -> Tables:
+        rows = dict(rows)
+        if self.top_k is not None and self.top_k < rows["logits"].shape[1]:
+            z = rows["logits"].float()
+            rows["logits"], rows["top"] = z.topk(self.top_k)
+            others = z.scatter(1, rows["top"], -torch.inf).logsumexp(1)
+            rows["other"] = others - math.log(z.shape[1] - self.top_k)
+        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
+
+
+@torch.no_grad()
+def ask(teacher: nn.Module, inputs: Tensor) -> Tables:
+    """A teacher's outputs by name; a bare tensor is its ``logits``, B×C."""
+    answer = teacher(inputs)
+    return answer if isinstance(answer, dict) else {"logits": answer}
+
+
+def restore(rows: Tables, classes: int) -> Tables:
+    """Stored rows as the teacher gave them: float32, all classes."""
+    rows = {k: v.float() if v.is_floating_point() else v for k, v in rows.items()}
+    if "top" in rows:
+        everywhere = rows.pop("other")[:, None].expand(-1, classes)
+        rows["logits"] = everywhere.scatter(1, rows.pop("top"), rows["logits"])
+    return rows
+
+
+def _largest_error(exact: Tensor, stored: Tensor) -> float:
+    if torch.equal(exact, stored):
+        return 0.0
+    log_p, log_q = F.log_softmax(exact, 1), F.log_softmax(stored, 1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1).max().item()
+
+
+def _write(file: Path, tables: Tables) -> None:
+    partial = file.with_suffix(".partial")
+    torch.save(tables, partial)
+    about = {"crc32": _crc32(partial), "bytes": partial.stat().st_size}
+    partial.replace(file)
+    note = file.with_suffix(".json.partial")
+    note.write_text(json.dumps(about))
+    note.replace(file.with_suffix(".json"))
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file is there and is what was written; says so if it is not."""
+    if not file.is_file():
+        return False
+    try:
+        about = json.loads(file.with_suffix(".json").read_text())
+        whole = about == {"crc32": _crc32(file), "bytes": file.stat().st_size}
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        log.warning("the cache %s is cut short or changed: it is computed again", file)
+    return whole
+
+
+def _crc32(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as stream:
+        while block := stream.read(2**24):
+            crc = zlib.crc32(block, crc)
+    return crc

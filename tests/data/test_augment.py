@@ -1,0 +1,110 @@
+"""Augmentation: the same pixels for a sample and a view, whatever the batch around it."""
+
+import pytest
+import torch
+
+from kd_lightning.data.augment import Augment, draw
+from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (64, 3, 12, 10), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    """By hand: what leaves on one side is lost, zeros come in on the other."""
+    result = torch.zeros_like(image)
+    _, height, width = image.shape
+    for y in range(height):
+        for x in range(width):
+            if 0 <= y + down < height and 0 <= x + right < width:
+                result[:, y + down, x + right] = image[:, y, x]
+    return result
+
+
+def test_every_image_is_one_of_the_possible_shifts(images: torch.Tensor) -> None:
+    out = Augment(shift=2)(images, torch.arange(64), epoch=0)
+    found = set()
+    for before, after in zip(images, out, strict=True):
+        matches = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            if torch.equal(after, shifted(before, down, right))
+        ]
+        assert len(matches) == 1
+        found.add(matches[0])
+    assert len(found) > 15  # of 25
+
+
+def test_flip_mirrors_about_half(images: torch.Tensor) -> None:
+    out = Augment(flip=True)(images, torch.arange(64), epoch=0)
+    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(out, images, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(out, images, strict=True)]
+    assert all(m or s for m, s in zip(mirrored, same, strict=True))
+    assert 16 < sum(mirrored) < 48
+
+
+def test_batch_size_and_order_do_not_matter(images: torch.Tensor) -> None:
+    augment = Augment(shift=3, flip=True, seed=7)
+    index = torch.arange(64)
+    whole = augment(images, index, epoch=5)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    pieces = [augment(images[i], i, epoch=5) for i in order.split(7)]
+    assert torch.equal(torch.cat(pieces), whole[order])
+
+
+def test_views_repeat_and_differ(images: torch.Tensor) -> None:
+    augment, index = Augment(shift=2, views=3), torch.arange(64)
+    epochs = [augment(images, index, epoch) for epoch in range(6)]
+    assert all(torch.equal(epochs[e], epochs[e + 3]) for e in range(3))
+    assert not torch.equal(epochs[0], epochs[1])
+    endless = Augment(shift=2)
+    assert not torch.equal(endless(images, index, 0), endless(images, index, 3))
+
+
+def test_seeds_differ(images: torch.Tensor) -> None:
+    index = torch.arange(64)
+    assert not torch.equal(
+        Augment(shift=2, seed=0)(images, index, 0), Augment(shift=2, seed=1)(images, index, 0)
+    )
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    index = torch.arange(100_000)
+    first, second = (draw(0, 0, index, stream, choices=5) for stream in (1, 2))
+    table = torch.zeros(5, 5, dtype=torch.float64)
+    table.index_put_((first, second), torch.ones(100_000, dtype=torch.float64), accumulate=True)
+    chi2 = ((table - 4000) ** 2 / 4000).sum().item()
+    assert chi2 < 51.2  # the 99.9 % point of chi-square with 24 degrees of freedom
+
+
+def test_nothing_to_do_has_one_view_and_changes_nothing(images: torch.Tensor) -> None:
+    augment = Augment(views=4)
+    assert augment.views == 1
+    assert augment(images, torch.arange(64), epoch=3) is images
+
+
+@pytest.mark.parametrize("setting", [{"shift": -1}, {"views": -1}])
+def test_negative_settings_are_refused(setting: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="cannot be negative"):
+        Augment(**setting)
+
+
+def test_prepared_views_are_what_training_shows() -> None:
+    data = DigitsDataModule(augment=Augment(shift=2, views=2))
+    data.setup()
+    prepared = data.prepared("train")
+    assert (prepared.views, prepared.size) == (2, len(data.splits["train"].target))
+    seen = {
+        (view, int(i)): x
+        for view, index, inputs in prepared.batches(torch.device("cpu"))
+        for i, x in zip(index, inputs, strict=True)
+    }
+    assert len(seen) == 2 * prepared.size
+    raw = data.splits["train"].inputs[17:18]
+    shown = data.augment(raw, torch.tensor([17]), epoch=3).double() / 255  # view 1
+    expected = (shown - data.spec.mean[0]) / data.spec.std[0]
+    torch.testing.assert_close(seen[1, 17].double(), expected[0], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,283 @@
+"""The teacher cache: the same answers as the live teacher's, computed once, never wrong."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kd_lightning.cache import Answers, TeacherCache, ask
+from kd_lightning.data.augment import Augment
+from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.errors import UserError
+from kd_lightning.modules import DistillationModule
+from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
+from kd_lightning.objective import Objective
+
+CPU = torch.device("cpu")
+SCRIPT = Path(__file__).parent / "cache_under_ddp.py"
+
+
+@pytest.fixture
+def data() -> DigitsDataModule:
+    data = DigitsDataModule(batch_size=48, train_fraction=0.3, augment=Augment(shift=2, views=2))
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def teacher(data: DigitsDataModule) -> nn.Module:
+    torch.manual_seed(0)
+    return TeacherCNN(data.spec.input_shape, data.spec.num_classes, width=4).eval()
+
+
+class Comparing(DistillationModule):
+    """Compares, in every step, loss and gradient from the cache with the live teacher's."""
+
+    worst = 0.0
+
+    def terms(self, batch):
+        params = list(self.student.parameters())
+        results = []
+        for z_t in (self.teacher_logits(batch, "train"), ask(self.teacher, batch.inputs)["logits"]):
+            terms = self.objective(self.student(batch.inputs), z_t, batch.target)
+            grads = torch.autograd.grad(terms["loss"], params, retain_graph=True)
+            results.append([terms["loss"].detach(), *grads])
+        differences = [(a - b).abs().max().item() for a, b in zip(*results, strict=True)]
+        self.worst = max(self.worst, *differences)
+        return terms
+
+
+def fit(module: L.LightningModule, data: DigitsDataModule, **settings) -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+def student_of(data: DigitsDataModule, teacher: nn.Module, kind=DistillationModule):
+    torch.manual_seed(1)
+    return kind(StudentCNN, teacher, Objective(temperature=5.0), data.spec)
+
+
+def test_cached_equals_live_with_shuffling_and_augmentation(data, teacher, tmp_path) -> None:
+    module = student_of(data, teacher, Comparing)
+    module.remember("train", data.prepared("train"), TeacherCache(str(tmp_path)), CPU)
+    fit(module, data)
+    assert module.answers["train"].tables["logits"].shape[0] == 2
+    assert 0 <= module.worst < 1e-6
+
+
+@pytest.mark.slow
+def test_cached_equals_live_under_ddp(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [f["world_size"] for f in found] == [2, 2]
+    assert all(f["worst"] < 1e-6 and f["steps"] > 0 for f in found)
+    assert len(list(tmp_path.glob("*.pt"))) == 1  # computed once, shared by both ranks
+
+
+def test_a_warm_cache_never_asks_the_teacher(data, teacher, tmp_path) -> None:
+    cache = TeacherCache(str(tmp_path))
+    for split in ("train", "val"):
+        student_of(data, teacher).remember(split, data.prepared(split), cache, CPU)
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    module = student_of(data, teacher)
+    for split in ("train", "val"):
+        module.remember(split, data.prepared(split), TeacherCache(str(tmp_path)), CPU)
+    asked_for_size = len(calls)  # one sample each, to know how large an answer is
+    trainer = fit(module, data)
+    assert asked_for_size <= 2
+    assert len(calls) == asked_for_size
+    samples = len(data.splits["train"].target)
+    assert trainer.global_step == 3 * -(-samples // 48)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on anything that has to wait for the device: a number read out of a tensor."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "the step synchronises"
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_synchronises(data, teacher) -> None:
+    module = student_of(data, teacher)
+    module.remember("train", data.prepared("train"), TeacherCache(None), CPU)
+    steps = []
+
+    class Guarded(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.mode = NoWaiting()
+            self.mode.__enter__()
+
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            steps.append(1)
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.mode.__exit__(None, None, None)  # the optimizer is torch's own
+
+    fit(module, data, callbacks=[Guarded()], log_every_n_steps=10**6)
+    assert len(steps) > 10
+    with NoWaiting(), pytest.raises(AssertionError, match="synchronises"):
+        torch.ones(1).item()
+
+
+def log_of(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "foreign", "no checksum"])
+def test_a_damaged_file_is_rebuilt_and_never_used(
+    damage: str, data, teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = TeacherCache(str(tmp_path)).answers(teacher, data.prepared("val"), CPU)
+    assert right is not None
+    expected = right.tables["logits"].clone()
+    (file,) = tmp_path.glob("*.pt")
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    elif damage == "foreign":
+        torch.save({"logits": torch.zeros_like(expected), "classes": torch.tensor(10)}, file)
+    else:
+        file.with_suffix(".json").unlink()
+    with caplog.at_level(logging.WARNING):
+        again = TeacherCache(str(tmp_path)).answers(teacher, data.prepared("val"), CPU)
+    assert again is not None
+    assert torch.equal(again.tables["logits"], expected)
+    assert "computed again" in log_of(caplog)
+
+
+def test_what_determines_the_answers_has_a_file_of_its_own(data, teacher, tmp_path) -> None:
+    def files() -> int:
+        return len(list(tmp_path.glob("*.pt")))
+
+    def remember(cache: TeacherCache, net: nn.Module, split: str = "val") -> None:
+        assert cache.answers(net, data.prepared(split), CPU) is not None
+
+    remember(TeacherCache(str(tmp_path)), teacher)
+    remember(TeacherCache(str(tmp_path)), teacher)
+    assert files() == 1
+    remember(TeacherCache(str(tmp_path), dtype="float16"), teacher)
+    assert files() == 2
+    remember(TeacherCache(str(tmp_path)), teacher, split="train")
+    assert files() == 3
+    with torch.no_grad():
+        next(teacher.parameters()).view(-1)[0] += 1e-3
+    remember(TeacherCache(str(tmp_path)), teacher)
+    assert files() == 4
+    data.augment = Augment(shift=1, views=2)
+    remember(TeacherCache(str(tmp_path)), teacher, split="train")
+    assert files() == 5
+    remember(TeacherCache(str(tmp_path)), nn.Sequential(teacher, nn.ReLU()).eval())
+    assert files() == 6
+
+
+def test_labels_do_not_matter(data, teacher, tmp_path) -> None:
+    noisy = DigitsDataModule(label_noise=0.4, train_fraction=0.3, augment=data.augment)
+    noisy.setup()
+    for module in (data, noisy):
+        TeacherCache(str(tmp_path)).answers(teacher, module.prepared("train"), CPU)
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+
+
+def test_too_large_means_live(data, teacher, caplog: pytest.LogCaptureFixture) -> None:
+    cache = TeacherCache(None, max_bytes=1000)
+    with caplog.at_level(logging.WARNING):
+        assert cache.answers(teacher, data.prepared("val"), CPU) is None
+    assert "cache.max_bytes" in log_of(caplog)
+    module = student_of(data, teacher)
+    module.remember("train", data.prepared("train"), cache, CPU)
+    assert fit(module, data).global_step > 0  # the live teacher
+
+
+def test_endless_views_mean_live(data, teacher) -> None:
+    data.augment = Augment(shift=2)
+    assert TeacherCache(None).answers(teacher, data.prepared("train"), CPU) is None
+
+
+def test_half_precision_is_close_and_says_how_close(data, teacher, caplog) -> None:
+    inputs = data.prepared("val")
+    with caplog.at_level(logging.INFO):
+        half = TeacherCache(None, dtype="float16").answers(teacher, inputs, CPU)
+    full = TeacherCache(None).answers(teacher, inputs, CPU)
+    assert half is not None
+    assert full is not None
+    assert half.tables["logits"].dtype == torch.float16
+    index = torch.arange(inputs.size)
+    a, b = half.read(index, 0)["logits"], full.read(index, 0)["logits"]
+    assert a.dtype == torch.float32
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    assert "KL" in log_of(caplog)
+
+
+def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(data, teacher) -> None:
+    inputs = data.prepared("val")
+    index = torch.arange(inputs.size)
+    stored, full = (TeacherCache(None, top_k=k).answers(teacher, inputs, CPU) for k in (3, None))
+    assert isinstance(stored, Answers)
+    assert isinstance(full, Answers)
+    p, q = (F.softmax(a.read(index, 0)["logits"].double(), 1) for a in (full, stored))
+    largest, where = p.topk(3)
+    torch.testing.assert_close(q.gather(1, where), largest, rtol=1e-5, atol=1e-6)
+    rest = q.scatter(1, where, 0.0)
+    expected = (1 - largest.sum(1, keepdim=True)) / 7
+    torch.testing.assert_close(rest.max(1, keepdim=True).values, expected, rtol=1e-4, atol=1e-6)
+
+
+class TwoOutputs(nn.Module):
+    """A teacher that gives a layer's output beside its logits."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.net.features(x)
+        return {"logits": self.net.classifier(features), "features": features}
+
+
+def test_features_are_kept_beside_the_logits(data, teacher, tmp_path) -> None:
+    both = TwoOutputs(teacher).eval()
+    answers = TeacherCache(str(tmp_path)).answers(both, data.prepared("train"), CPU)
+    assert answers is not None
+    view, index, inputs = list(data.prepared("train").batches(CPU))[-1]
+    found, live = answers.read(index, epoch=view), ask(both, inputs)
+    assert found.keys() == live.keys()
+    for name in live:
+        torch.testing.assert_close(found[name], live[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("setting", [{"dtype": "int8"}, {"top_k": 0}])
+def test_bad_settings_are_refused(setting) -> None:
+    with pytest.raises(UserError, match=r"cache\."):
+        TeacherCache(None, **setting)
