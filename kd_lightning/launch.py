@@ -34,11 +34,15 @@ NOT_OURS = (
     r".*in eval mode at the start of training.*",
     r".*does not have many workers.*",
     r".*smaller than the logging interval.*",
+    r".*exists and is not empty.*",  # a resumed run
     r".*LeafSpec.*is deprecated.*",
     r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
 )
 
-DDP_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+DDP_VARIABLES = (
+    *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "OMP_NUM_THREADS",  # each of several processes gets its share of the cores
+)
 
 
 def quieten() -> None:
@@ -91,7 +95,7 @@ def one_job() -> Iterator[None]:
     hydra: Any = HydraConfig.instance().cfg
     hydra = hydra.hydra
     kept = sys.argv, __main__.__spec__, hydra.run.dir
-    environment = {k: os.environ.get(k) for k in DDP_VARIABLES}
+    environment, threads = {k: os.environ.get(k) for k in DDP_VARIABLES}, torch.get_num_threads()
     sys.argv = [sys.argv[0], *_own_command(hydra)]
     __main__.__spec__ = find_spec("kd_lightning.train")  # children run `python -m` this
     _set_run_dir(hydra, hydra.runtime.output_dir)
@@ -102,6 +106,7 @@ def one_job() -> Iterator[None]:
             torch.distributed.destroy_process_group()
         for name, value in environment.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        torch.set_num_threads(threads)
         sys.argv, __main__.__spec__, run_dir = kept
         _set_run_dir(hydra, run_dir)
 
@@ -117,7 +122,8 @@ def _own_command(hydra: DictConfig) -> list[str]:
     folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     searched = [o for o in hydra.overrides.hydra if "hydra.searchpath" in o]
     flags = [part for folder in folders for part in ("--config-dir", folder)]
-    return [*flags, *hydra.overrides.task, *searched, "hydra.mode=RUN"]
+    # the job's own process alone keeps a log
+    return [*flags, *hydra.overrides.task, *searched, "hydra.mode=RUN", "hydra/job_logging=stdout"]
 
 
 def _set_run_dir(hydra: DictConfig, path: str) -> None:

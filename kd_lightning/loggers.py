@@ -5,10 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.csv_logs import _ExperimentWriter as FabricExperimentWriter
+from lightning import LightningModule
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+
+class OneGraphTensorBoardLogger(TensorBoardLogger):
+    """Draws the graph once; Lightning's own draws it again to validate and to test."""
+
+    @rank_zero_only
+    def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:
+        super().log_graph(model, input_array)
+        self._log_graph = False
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -32,8 +43,8 @@ class _Appender(ExperimentWriter):
             with file.open(newline="") as lines:
                 self.metrics_keys = next(csv.reader(lines), [])
 
-    def save(self) -> None:
-        FabricExperimentWriter.save(self)  # the choices are in .hydra, not in a second file
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        pass  # the choices are in .hydra, not in a second file
 
 
 def log_hyperparameters(

@@ -59,11 +59,14 @@ def read_metrics(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "metrics.json").read_text())
 
 
-CHOICES = ("data", "student", "teacher", "method", "optimizer", "scheduler", "seed", "trainer")
+SECTIONS = ("data", "method", "optimizer", "scheduler", "seed", "student", "teacher", "trainer")
 
 
-def choices(cfg: DictConfig) -> dict[str, Any]:
-    """What a user may have chosen, flat: names with dots, classes by their own name."""
+def choices(cfg: DictConfig, typed: list[str] | None) -> dict[str, Any]:
+    """What tells this run from others, flat: names with dots, classes by their own name.
+
+    That is the class of each part, the method, the student, the seed, and what was typed.
+    """
     flat: dict[str, Any] = {}
 
     def add(name: str, value: Any) -> None:
@@ -75,10 +78,12 @@ def choices(cfg: DictConfig) -> dict[str, Any]:
         elif not name.endswith("._partial_"):
             flat[name] = value
 
-    chosen = plain(cfg)
-    for name in CHOICES:
-        add(name, chosen[name])
-    return flat
+    everything = plain(cfg)
+    for name in SECTIONS:
+        add(name, everything[name])
+    keys = {override.lstrip("+").partition("=")[0] for override in typed or []}
+    always = ("method.", "student.")
+    return {k: v for k, v in flat.items() if "." not in k or k.startswith(always) or k in keys}
 
 
 def commit() -> str:

@@ -116,7 +116,7 @@ def remember(
 
 def finish(cfg: DictConfig, trainer: L.Trainer, metrics: dict[str, Any]) -> None:
     """Leave the run directory complete, and say what came out."""
-    log_hyperparameters(trainer.loggers, choices(cfg), metrics)
+    log_hyperparameters(trainer.loggers, choices(cfg, own_overrides(cfg)), metrics)
     write_metrics(Path(cfg.run_dir), metrics)
     print_run(Path(cfg.run_dir))
 

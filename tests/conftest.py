@@ -48,13 +48,17 @@ def environment(store: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def command(environment: dict[str, str]) -> Command:
-    """``command("data=digits", …)`` runs ``python train.py`` with these arguments."""
+    """``command("data=digits", …)`` runs ``python train.py`` with these arguments.
 
-    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    Variables of the environment may be set, or unset with None, by keyword.
+    """
+
+    def run(*arguments: str, **settings: str | None) -> subprocess.CompletedProcess[str]:
+        variables = {**environment, **settings}
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *arguments],
             cwd=ROOT,
-            env={**environment, **settings},
+            env={k: v for k, v in variables.items() if v is not None},
             capture_output=True,
             text=True,
             timeout=600,
@@ -99,6 +103,7 @@ def device_sweep(command: Command, tmp_path_factory: pytest.TempPathFactory) -> 
         *("-m", "data=digits", "trainer.max_epochs=1", f"hydra.sweep.dir={folder}"),
         *("trainer.devices=1,2,1", "method.temperature=2,7", *Spy.USE),
         PYTHONPATH=str(ROOT / "tests"),
+        OMP_NUM_THREADS=None,
     )
     assert done.returncode == 0, done.stderr
     return Sweep(folder, done.stdout)

@@ -51,7 +51,7 @@ class InMemoryDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int = 128,
+        batch_size: int = 64,
         eval_batch_size: int = 128,
         val_size: int | float = 0.1,
         split_seed: int = 0,
@@ -75,6 +75,7 @@ class InMemoryDataModule(L.LightningDataModule):
             0 < train_fraction <= 1, f"data.train_fraction must lie in 0…1, got {train_fraction}"
         )
         _check((mean is None) == (std is None), "give both data.mean and data.std, or neither")
+        _check(std is None or min(std) > 0, f"data.std must be positive, got {std}")
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.split_seed, self.seed = split_seed, seed
         self.label_noise, self.train_fraction = label_noise, train_fraction
@@ -212,8 +213,10 @@ def _hash(*tensors: Tensor, about: Any) -> str:
 
 
 def _loader(data: TensorDataset, batches: Sampler[Tensor]) -> DataLoader[Batch]:
-    # batch_size=None: the sampler's index tensor goes to the data set as it is
-    return DataLoader(data, sampler=batches, batch_size=None)
+    # batch_size=None: the sampler's index tensor goes to the data set as it is. A generator of
+    # its own: a loader draws a number when an epoch starts, but not when a run is resumed, and
+    # what the networks draw after it must not depend on that.
+    return DataLoader(data, sampler=batches, batch_size=None, generator=torch.Generator())
 
 
 def _channel_stats(inputs: Tensor) -> tuple[list[float], list[float]]:

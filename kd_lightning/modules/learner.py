@@ -82,13 +82,15 @@ class Learner(L.LightningModule):
 
     def _log_steps(self) -> None:
         try:
-            terms = self.step_terms.flush(self.global_step)
+            terms = self.step_terms.flush(self.trainer.fit_loop.total_batch_idx + 1)
         except FloatingPointError as error:
             raise UserError(self._diverged(str(error))) from error
         values = {f"train/{k}": v for k, v in {**terms, **self.settings()}.items()}
-        loss = values.pop("train/loss")
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict(values)
+        # not through self.log alone: it writes at steps of Lightning's own choice only
+        for logger in self.loggers:
+            logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
+        self.log("train/loss", values.pop("train/loss"), prog_bar=True, logger=False)
+        self.log_dict(values, logger=False)
 
     def _diverged(self, what: str) -> str:
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")

@@ -1,8 +1,10 @@
 """The small table at the end of a run."""
 
 import json
+import os
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -10,7 +12,9 @@ from rich.table import Table
 def print_run(run_dir: Path) -> None:
     """Print who was trained, from whom, and what came of it."""
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    table = Table("", "parameters", "test accuracy", "agreement", "compression", "seconds")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "parameters", "test accuracy", "agreement", "compression", "seconds"):
+        table.add_column(name, justify="right" if name else "left")
     if "teacher" in metrics:
         accuracy = percent(metrics["test/teacher_accuracy"])
         table.add_row("teacher", f"{metrics['teacher_parameters']:,}", accuracy)
@@ -24,9 +28,14 @@ def print_run(run_dir: Path) -> None:
         compression,
         f"{metrics['seconds']:.1f}",
     )
-    console = Console()
-    console.print(table)
-    console.print(f"run: {run_dir}", soft_wrap=True, highlight=False)
+    console().print(table)
+    console().print(f"run: {run_dir}", soft_wrap=True, highlight=False)
+
+
+def console() -> Console:
+    """The terminal at its own width; a file or a pipe at 120 columns, or COLUMNS."""
+    terminal = Console()
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=120)
 
 
 def percent(share: float) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
-from kd_lightning.report.run import percent
+from kd_lightning.report.run import console, percent
 
 COLUMNS = ("val\naccuracy", "test\naccuracy", "agreement", "parameters", "seconds")
 
@@ -33,14 +33,14 @@ class SweepTable:
 
     def print(self) -> None:
         """Print to the terminal."""
-        table = Table()
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in self.header:
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", justify="left" if name == "job" else "right")
         for row in self.teachers:
             table.add_row(*row, style="dim", end_section=row is self.teachers[-1])
         for row in self.rows:
             table.add_row(*row)
-        Console().print(table)
+        console().print(table)
 
     def write(self, folder: Path) -> None:
         """Leave ``sweep.csv`` and ``sweep.md`` in a folder."""

@@ -1,0 +1,168 @@
+"""Tests of a user's own arrays: every layout that is promised, every error with its way out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kd_lightning.data.arrays import ArraysDataModule
+from kd_lightning.errors import UserError
+
+Arrays = dict[str, Any]
+
+
+@pytest.fixture
+def arrays() -> Arrays:
+    """Grey images of 6×7 in four classes."""
+    random = np.random.default_rng(0)
+    return {
+        "x_train": random.integers(0, 256, (30, 6, 7), dtype=np.uint8),
+        "y_train": np.arange(30) % 4,
+        "x_test": random.integers(0, 256, (8, 6, 7), dtype=np.uint8),
+        "y_test": np.arange(8) % 4,
+    }
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return tmp_path / "own.npz"
+
+
+def loaded(path: Path) -> ArraysDataModule:
+    data = ArraysDataModule(str(path), val_size=5)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def refused(path: Path) -> str:
+    """The one line a user is told."""
+    with pytest.raises(UserError) as caught:
+        loaded(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_a_good_archive(arrays: Arrays, archive: Path) -> None:
+    np.savez(archive, **arrays)
+    data = loaded(archive)
+    assert {k: len(s.target) for k, s in data.splits.items()} == {"train": 25, "val": 5, "test": 8}
+    assert data.spec.input_shape == (1, 6, 7)
+    assert data.spec.num_classes == 4
+    test = data.splits["test"]
+    np.testing.assert_array_equal(test.inputs[:, 0].numpy(), arrays["x_test"])
+    assert test.target.dtype == torch.int64
+    assert test.target.tolist() == arrays["y_test"].tolist()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("last", [True, False])
+def test_channels_come_first_or_last(
+    arrays: Arrays, archive: Path, channels: int, last: bool
+) -> None:
+    random = np.random.default_rng(1)
+    images = random.integers(0, 256, (8, channels, 6, 7), dtype=np.uint8)
+    stored = images.transpose(0, 2, 3, 1) if last else images
+    train = np.repeat(stored, 4, axis=0)[:30]
+    np.savez_compressed(archive, **{**arrays, "x_train": train, "x_test": stored})
+    data = loaded(archive)
+    assert data.spec.input_shape == (channels, 6, 7)
+    np.testing.assert_array_equal(data.splits["test"].inputs.numpy(), images)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_rounded_to_256_levels(arrays: Arrays, archive: Path, dtype: type) -> None:
+    between = np.random.default_rng(2).uniform(-0.3, 0.3, (8, 6, 7))
+    scaled = {
+        "x_train": (arrays["x_train"] / 255).astype(dtype),
+        "x_test": ((arrays["x_test"] + between).clip(0, 255) / 255).astype(dtype),
+    }
+    np.savez(archive, **{**arrays, **scaled})
+    found = loaded(archive).splits["test"].inputs
+    assert found.dtype == torch.uint8
+    np.testing.assert_array_equal(found[:, 0].numpy(), arrays["x_test"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, ">i4", np.uint64])
+def test_labels_are_any_whole_numbers(arrays: Arrays, archive: Path, dtype: Any) -> None:
+    np.savez(archive, **{**arrays, "y_test": arrays["y_test"].astype(dtype)})
+    assert loaded(archive).splits["test"].target.tolist() == arrays["y_test"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"x_train": np.zeros((29, 6, 7), np.uint8)}, "x_train has 29 samples and y_train 30"),
+        ({"y_test": np.zeros(9, int)}, "x_test has 8 samples and y_test 9"),
+        ({"x_test": np.zeros((0, 6, 7), np.uint8), "y_test": np.zeros(0, int)}, "not zero"),
+        ({"y_train": np.arange(30) % 4 - 1}, "y_train holds label -1; labels start at 0"),
+        ({"y_test": np.arange(8)}, "y_test holds label 7, but y_train only 0…3"),
+        ({"y_train": np.zeros(30, int), "y_test": np.zeros(8, int)}, "at least two classes"),
+        ({"y_train": np.arange(30) / 4}, "y_train must be whole numbers"),
+        ({"y_train": np.ones((30, 4), int)}, "y_train must be whole numbers, one a sample"),
+        ({"y_test": np.array(["a"] * 8)}, "y_test must be whole numbers"),
+        ({"x_train": np.full((30, 6, 7), 1.5)}, "uint8, or floats in 0…1; it is float64 from 1.5"),
+        ({"x_train": np.full((30, 6, 7), -0.1)}, "x_train must be uint8, or floats in 0…1"),
+        ({"x_test": np.full((8, 6, 7), np.nan)}, "x_test must be uint8, or floats in 0…1"),
+        ({"x_test": np.zeros((8, 6, 7), np.int64)}, "it is int64 from 0 to 0"),
+        ({"x_train": np.zeros((30, 42), np.uint8)}, "it is of shape (30, 42)"),
+        ({"x_train": np.zeros((30, 2, 6, 7), np.uint8)}, "with 1 or 3 channels"),
+        ({"x_test": np.zeros((8, 7, 7), np.uint8)}, "samples of (1, 6, 7), x_test of (1, 7, 7)"),
+        ({k: np.zeros((n, 0, 7), np.uint8) for k, n in [("x_train", 30), ("x_test", 8)]}, "empty"),
+        ({"y_train": np.array([None] * 30, dtype=object)}, "Object arrays cannot be loaded"),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
+)
+def test_arrays_that_do_not_fit(arrays: Arrays, archive: Path, change: Arrays, told: str) -> None:
+    np.savez(archive, **{**arrays, **change})
+    assert told in refused(archive)
+
+
+@pytest.mark.parametrize("missing", [("y_test",), ("x_train", "y_train"), ("x_test",)])
+def test_missing_arrays_are_named(arrays: Arrays, archive: Path, missing: tuple[str, ...]) -> None:
+    np.savez(archive, **{k: v for k, v in arrays.items() if k not in missing})
+    told = refused(archive)
+    assert f"lacks {', '.join(missing)};" in told
+    assert "it needs x_train, y_train, x_test, y_test" in told
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_cut_short(arrays: Arrays, archive: Path, save: Any, share: float) -> None:
+    save(archive, **arrays)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: int(share * len(whole))])
+    assert "is not an .npz archive, or is cut short" in refused(archive)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_changed_byte_is_an_error_or_changes_nothing(
+    arrays: Arrays, archive: Path, save: Any
+) -> None:
+    save(archive, **arrays)
+    whole, before = archive.read_bytes(), loaded(archive)
+    told = set()
+    for position in range(0, len(whole), 41):
+        archive.write_bytes(
+            whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :]
+        )
+        try:
+            assert loaded(archive).fingerprint == before.fingerprint
+        except UserError as error:
+            told.add(str(error))
+    assert told
+
+
+def test_what_is_no_archive(arrays: Arrays, tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("x_train,y_train\n0,1\n")
+    np.save(tmp_path / "single.npy", arrays["x_train"])
+    for name in ("text.npz", "single.npy", "."):
+        assert "is not an .npz archive" in refused(tmp_path / name)
+
+
+def test_a_missing_file_is_named_with_its_option(tmp_path: Path) -> None:
+    assert refused(tmp_path / "none.npz").startswith("data.path: there is no file")

@@ -1,0 +1,53 @@
+"""A run of two processes: figures over all samples of both, and one run directory."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Sweep
+
+from kd_lightning import load_run
+from kd_lightning.data.digits import DigitsDataModule
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run_dir(device_sweep: Sweep) -> Path:
+    """The first run with ``trainer.devices=2``."""
+    return device_sweep.folder / "2"
+
+
+def test_each_test_sample_is_read_once_by_one_process(device_sweep: Sweep, run_dir: Path) -> None:
+    first, second = (notes["test"] for notes in device_sweep.spied(run_dir))
+    assert sorted(first + second) == list(range(360))
+    assert first
+    assert second
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_accuracy_is_over_the_samples_of_both_processes(run_dir: Path, split: str) -> None:
+    run, data = load_run(run_dir), DigitsDataModule()
+    data.setup()
+    inputs, target = data.splits[split]
+    correct = run.predict(inputs).argmax(1) == target
+    assert run.metrics[f"{split}/accuracy"] == correct.float().mean().item()
+
+
+def test_agreement_and_the_teachers_accuracy_are_too(run_dir: Path) -> None:
+    run = load_run(run_dir)
+    teacher = load_run(Path(run.metrics["teacher"]).parent.parent)
+    _, (inputs, target) = DigitsDataModule().load()
+    answers, taught = run.predict(inputs).argmax(1), teacher.predict(inputs).argmax(1)
+    assert run.metrics["test/agreement"] == (answers == taught).float().mean().item()
+    assert run.metrics["test/teacher_accuracy"] == (taught == target).float().mean().item()
+
+
+def test_one_run_directory_with_one_set_of_files(device_sweep: Sweep, run_dir: Path) -> None:
+    jobs = {p.name for p in device_sweep.folder.iterdir() if p.is_dir()}
+    assert jobs == {"0", "1", "2", "3", "4", "5"}
+    single = {p.name for p in (device_sweep.folder / "0").iterdir()}
+    assert {p.name for p in run_dir.iterdir()} - single == {"spy-1.json"}
+    checkpoints = {p.name for p in (run_dir / "checkpoints").iterdir()}
+    assert checkpoints == {"best.ckpt", "last.ckpt"}
+    configuration = (run_dir / ".hydra" / "overrides.yaml").read_text()
+    assert "trainer.devices=2" in configuration

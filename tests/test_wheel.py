@@ -1,0 +1,61 @@
+"""The wheel carries the configuration, and its command runs where there is no clone."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def run(
+    *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as built from this tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder)
+    run(*build, ROOT, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_has_the_package_and_its_configuration(wheel: Path) -> None:
+    tree = {str(p.relative_to(ROOT)) for p in (ROOT / "kd_lightning").rglob("*.py")}
+    tree |= {f"kd_lightning/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    assert names == tree
+
+
+def test_its_command_runs_on_two_processes_outside_the_clone(
+    wheel: Path, digits_run: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--no-deps", "--no-index", "--target", site, wheel, cwd=elsewhere)
+    done = run(
+        *(site / "bin" / "kd-train", "data=digits", "trainer.max_epochs=1", "trainer.devices=2"),
+        cwd=elsewhere,
+        env={**environment, "PYTHONPATH": str(site)},
+    )
+    assert "training the teacher" not in done.stdout  # the clone's is found: same key
+    (finished,) = elsewhere.glob("outputs/*/*/metrics.json")
+    metrics = json.loads(finished.read_text())
+    assert metrics["teacher"] == json.loads((digits_run / "metrics.json").read_text())["teacher"]
+    assert metrics["commit"] == ""
+    hydra = yaml.safe_load((finished.parent / ".hydra" / "hydra.yaml").read_text())
+    sources = {s["provider"]: s["path"] for s in hydra["hydra"]["runtime"]["config_sources"]}
+    assert sources["main"] == str(site / "kd_lightning" / "conf")
+    assert [p.name for p in elsewhere.iterdir()] == ["outputs"]
