@@ -1,11 +1,12 @@
 # make setup   an environment of its own in .venv
 # make demo    the main job on data that needs no network
 # make test    the whole suite          make lint   style and types
+# make bench   speed, against the loop people write
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format tensorboard constraints clean
+.PHONY: setup demo test lint format bench tensorboard constraints clean
 
 setup: .venv/.ready
 
@@ -29,6 +30,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/bench.py
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir . --host 127.0.0.1

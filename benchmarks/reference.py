@@ -1,10 +1,10 @@
 """The loop people write: torchvision's data set, a DataLoader, the teacher asked in every step.
 
 Plain and complete, the way tutorials have it: transforms a sample, one process, Adam.
-It trains on the same 55,000 images as our runs, validates after each epoch, and tests
-student and teacher at the end.
+It trains on 55,000 images as our runs do, validates after each epoch, and tests student
+and teacher at the end.
 
-    python benchmarks/reference.py DATA TEACHER.pt BATCH_SIZE EPOCHS
+    python benchmarks/reference.py DATA TEACHER.pt BATCH_SIZE EPOCHS [SAMPLES]
 """
 
 import json
@@ -32,14 +32,14 @@ def accuracy(net: nn.Module, loader: DataLoader) -> float:
     return correct / total
 
 
-def main(root: str, teacher_file: str, batch_size: int, epochs: int) -> None:
+def main(root: str, teacher_file: str, batch_size: int, epochs: int, samples: int) -> None:
     torch.manual_seed(0)
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )
     full = datasets.MNIST(root, train=True, transform=transform)
     test = DataLoader(datasets.MNIST(root, train=False, transform=transform), batch_size=1000)
-    train = DataLoader(Subset(full, range(55_000)), batch_size=batch_size, shuffle=True)
+    train = DataLoader(Subset(full, range(samples)), batch_size=batch_size, shuffle=True)
     val = DataLoader(Subset(full, range(55_000, 60_000)), batch_size=1000)
 
     teacher = TeacherCNN((1, 28, 28), 10)
@@ -71,4 +71,5 @@ def main(root: str, teacher_file: str, batch_size: int, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    numbers = [int(number) for number in sys.argv[3:]]
+    main(sys.argv[1], sys.argv[2], *numbers, *([55_000] if len(numbers) == 2 else []))

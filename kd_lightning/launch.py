@@ -80,7 +80,8 @@ def explain(error: BaseException | None) -> str | None:
         if isinstance(error, UserError | MisconfigurationException | MissingMandatoryValue):
             return " ".join(str(error).split("\n    ")[0].split())
         if isinstance(error, ModuleNotFoundError):
-            return f"{error}: install that package, or choose another option"
+            advice = "" if "install" in str(error) else ": install it, or choose another option"
+            return " ".join(f"{error}{advice}".split())
         if isinstance(error, InstantiationException) and isinstance(error.__cause__, TypeError):
             return " ".join(str(error).split())
         error = error.__cause__

@@ -55,6 +55,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     profiler = PhaseProfiler() if cfg.profile else PassThroughProfiler()
     with profiler.profile("data_next"):
         data = build_data(cfg)
+    make(cfg.model)  # what is wrong with these two shows before a teacher is trained
+    build_trainer(cfg, profiler)
     with profiler.profile("find_teacher"):
         teacher = find_teacher(cfg, train) if "teacher" in cfg.model else None
     L.seed_everything(cfg.seed, verbose=False)  # found or trained, the teacher changes nothing

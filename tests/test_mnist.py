@@ -16,7 +16,7 @@ def test_a_student_learns_mnist_from_a_teacher(
 ) -> None:
     done = command(
         *("model=student", f"data.root={data_dir}", f"hydra.run.dir={tmp_path}"),
-        *("data.train_fraction=0.2", "data.val_size=1000", "data.batch_size=64"),
+        *("data.train_fraction=0.12", "data.val_size=1000", "data.batch_size=32"),
         *("pretrain.trainer.max_epochs=1", "trainer.max_epochs=4"),
     )
     assert done.returncode == 0, done.stderr

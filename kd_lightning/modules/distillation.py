@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch, DataSpec, Prepared
 from kd_lightning.cache import Answers, TeacherCache, ask
-from kd_lightning.modules.learner import Learner, NetFactory, count_parameters
+from kd_lightning.modules.learner import Learner, NetFactory, count_parameters, with_channels_last
 from kd_lightning.objective import Objective
 
 
@@ -36,8 +36,8 @@ class DistillationModule(Learner):
         **training: Any,
     ) -> None:
         super().__init__(spec, with_teacher=True, **training)
-        self.student = student(spec.input_shape, spec.num_classes)
-        self.teacher = teacher.requires_grad_(False).eval()
+        self.student = with_channels_last(student(spec.input_shape, spec.num_classes))
+        self.teacher = with_channels_last(teacher).requires_grad_(False).eval()
         self.objective = objective
         self.answers: dict[str, Answers] = {}
         self.strict_loading = False  # checkpoints lack the teacher

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.batch import Batch, DataSpec
-from kd_lightning.modules.learner import Learner, NetFactory
+from kd_lightning.modules.learner import Learner, NetFactory, with_channels_last
 
 
 class TeacherModule(Learner):
@@ -22,7 +22,7 @@ class TeacherModule(Learner):
 
     def __init__(self, net: NetFactory, spec: DataSpec, **training: Any) -> None:
         super().__init__(spec, **training)
-        self.net = net(spec.input_shape, spec.num_classes)
+        self.net = with_channels_last(net(spec.input_shape, spec.num_classes))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(self.net(batch.inputs), batch.target)}
