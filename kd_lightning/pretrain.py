@@ -57,9 +57,12 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
     """This job's configuration with the changes that ``pretrain`` lists."""
     job = copy.deepcopy(cfg)
     OmegaConf.set_struct(job, False)
-    for name, change in plain(cfg.pretrain, resolve=False).items():
-        replace = isinstance(change, dict) and "_target_" in change
-        OmegaConf.update(job, name, change, merge=not replace)
+    as_written, values = plain(cfg.pretrain, resolve=False), plain(cfg.pretrain)
+    for name, change in as_written.items():
+        if isinstance(change, dict) and "_target_" in change:
+            OmegaConf.update(job, name, change, merge=False)  # it refers to the teacher's job
+        else:
+            OmegaConf.update(job, name, values[name])  # what it refers to is the student's
     return job
 
 

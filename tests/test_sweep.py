@@ -119,3 +119,26 @@ def test_optuna_is_told_each_jobs_figure(command: Command, tmp_path: Path) -> No
     assert best["best_value"] == max(figures)
     chosen = tried[figures.index(max(figures))]
     assert tuple(best["best_params"].values()) == pytest.approx(chosen)
+
+
+@pytest.mark.slow
+def test_compare_gives_all_three_the_same_budget_and_seed(command: Command, tmp_path: Path) -> None:
+    done = command(
+        *("experiment=compare", "data=digits", "trainer.max_epochs=1", "seed=3"),
+        f"hydra.sweep.dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "sweep.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row["job"], row["method"]) for row in rows] == [
+        ("teacher", ""),
+        ("0", "ce"),
+        ("1", "kd"),
+    ]
+    teachers = {metrics_of(tmp_path / job)["teacher"] for job in "01"}
+    home = Path(teachers.pop()).parent.parent
+    assert not teachers
+    for run in (home, tmp_path / "0", tmp_path / "1"):
+        config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+        assert (config["seed"], config["trainer"]["max_epochs"]) == (3, 1)
+        assert metrics_of(run)["epochs"] == 1
