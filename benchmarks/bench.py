@@ -66,7 +66,7 @@ class Ours:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             self.cfg = compose("train", [*fixed, *overrides])
         self.data = build_data(self.cfg)
-        self.module = build_module(self.cfg, self.data.spec, teacher)
+        self.module = build_module(self.cfg, self.data, [teacher])
         remember(self.cfg, self._trainer(), self.module, self.data, "train")
 
     def _trainer(self) -> L.Trainer:
@@ -188,7 +188,7 @@ def reference(weights: Path, batch: int) -> tuple[float, float]:
 def two_jobs(teacher: Path, *settings: str) -> tuple[float, float, float]:
     """Seconds of a sweep of two-epoch jobs: to the first one's end, of the next, of an epoch."""
     with tempfile.TemporaryDirectory() as cold:
-        jobs = ("-m", "method.temperature=1,5", "trainer.max_epochs=2", *settings)
+        jobs = ("hydra.mode=MULTIRUN", "method.temperature=1,5", "trainer.max_epochs=2", *settings)
         start = time.time()
         train(Path(cold), f"teacher_ckpt={teacher}", *jobs)
         runs = [Path(cold) / "sweep" / number for number in "01"]
@@ -213,10 +213,10 @@ def train(folder: Path, *overrides: str) -> Process:
     """``python train.py`` in a process of its own, everything it writes in a folder."""
     return Process(
         str(ROOT / "train.py"),
+        *overrides,
         f"data.root={DATA}",
         f"hydra.run.dir={folder}",
         f"hydra.sweep.dir={folder / 'sweep'}",
-        *overrides,
         KD_CACHE=str(folder / "cache"),
     )
 

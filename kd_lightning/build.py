@@ -1,15 +1,20 @@
 """From a configuration to objects. Classes get plain values, never a DictConfig."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from kd_lightning.batch import DataSpec
 from kd_lightning.checkpoints import load_network
 from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.ensemble import Ensemble
+from kd_lightning.errors import UserError
 from kd_lightning.modules.learner import Learner
+from kd_lightning.runs import load_run
 
 
 def make(config: Any) -> Any:
@@ -25,10 +30,28 @@ def build_data(cfg: DictConfig) -> InMemoryDataModule:
     return data
 
 
-def build_module(cfg: DictConfig, spec: DataSpec, teacher: Path | None) -> Learner:
-    """The module that trains, with the teacher that lies in a checkpoint."""
+def build_module(cfg: DictConfig, data: InMemoryDataModule, teachers: Sequence[Path]) -> Learner:
+    """The module that trains, with the teacher or teachers that lie in checkpoints."""
     module = make(cfg.model)
-    if teacher is None:
-        return module(spec=spec)
-    net = make(cfg.model.teacher)(spec.input_shape, spec.num_classes)
-    return module(spec=spec, teacher=load_network(net, teacher, option="net@teacher"))
+    if not teachers:
+        return module(spec=data.spec)
+    teacher = build_teacher(cfg, data.spec, teachers)
+    return module(spec=data.spec, teacher=teacher, labels=data.splits["train"].target)
+
+
+def build_teacher(cfg: DictConfig, spec: DataSpec, checkpoints: Sequence[Path]) -> nn.Module:
+    """One network as ``net@teacher`` says; of several, each as its own run directory says."""
+    if len(checkpoints) == 1:
+        net = make(cfg.model.teacher)(spec.input_shape, spec.num_classes)
+        return load_network(net, checkpoints[0], option="net@teacher")
+    return Ensemble([_member(checkpoint, spec) for checkpoint in checkpoints])
+
+
+def _member(checkpoint: Path, spec: DataSpec) -> nn.Module:
+    run = load_run(checkpoint.parent.parent)
+    if run.spec[:2] != spec[:2]:
+        raise UserError(
+            f"teacher_ckpt: {run.path} was trained on samples of {run.spec.input_shape} in "
+            f"{run.spec.num_classes} classes, these are {spec.input_shape} in {spec.num_classes}"
+        )
+    return run.network

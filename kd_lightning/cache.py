@@ -1,10 +1,12 @@
 """Teacher outputs computed once and read by sample index.
 
-A table holds one kind of output (``logits``, or a tapped layer) of a frozen teacher for
-every view of every sample of a split: V×N×…. On disk the tables of a split are one file,
-named by a key over the teacher's weights, the data and the way it is transformed, with a
-checksum beside it. Source of the idea for augmented data: Beyer et al. 2022 ("function
-matching"), arXiv 2106.05237: teacher and student must see the same view.
+A table holds one output (``logits``, or a tapped layer) of a frozen teacher for every view
+of every sample of a split: V×N×…. On disk each output is a file, named by a key over the
+teacher's weights, the data and the way it is transformed, with a checksum beside it; so
+methods that look at different layers share what they have in common.
+
+Source of the idea for augmented data: Beyer et al. 2022 ("function matching"),
+arXiv 2106.05237: teacher and student must see the same view.
 """
 
 import hashlib
@@ -12,7 +14,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Prepared
 from kd_lightning.errors import UserError
+from kd_lightning.taps import Outputs, tapped
 
 log = logging.getLogger(__name__)
 
@@ -81,16 +84,28 @@ class TeacherCache:
         self.max_bytes, self.dtype, self.top_k = max_bytes, DTYPES[dtype], top_k
         self.held: dict[str, Tables] = {}
 
-    def answers(self, teacher: nn.Module, inputs: Prepared, device: torch.device) -> Answers | None:
+    def answers(
+        self,
+        teacher: nn.Module,
+        inputs: Prepared,
+        device: torch.device,
+        paths: Sequence[str] = (),
+    ) -> Answers | None:
         """What the teacher says of a split, computed if need be.
 
         None where it has to be asked in every step: the views have no end, or the tables
         would not fit. The teacher must be in evaluation mode; it is moved to ``device``.
+
+        Args:
+            teacher: the network.
+            inputs: the split.
+            device: where the teacher computes.
+            paths: its layers that are wanted beside its logits.
         """
         if inputs.views == 0 or self.max_bytes == 0:
             return None
         teacher.to(device)
-        if (needed := self._bytes(teacher, inputs, device)) > self.max_bytes:
+        if (needed := self._bytes(teacher, inputs, device, paths)) > self.max_bytes:
             log.warning(
                 "the teacher's outputs would take %.3g GB, more than cache.max_bytes = %.3g GB: "
                 "it is asked in every step instead",
@@ -99,23 +114,37 @@ class TeacherCache:
             )
             return None
         key = self._key(teacher, inputs)
-        if key not in self.held:
-            self.held[key] = self._find(key, lambda: self._compute(teacher, inputs, device))
-        return Answers(self.held[key])
+        wanted = ["logits", *paths]
+        if missing := [name for name in wanted if f"{key}-{name}" not in self.held]:
+            for name, tables in self._find(key, missing, teacher, inputs, device).items():
+                self.held[f"{key}-{name}"] = tables
+        return Answers({k: t for name in wanted for k, t in self.held[f"{key}-{name}"].items()})
 
-    def _find(self, key: str, compute: Callable[[], Tables]) -> Tables:
+    def _find(
+        self,
+        key: str,
+        wanted: list[str],
+        teacher: nn.Module,
+        inputs: Prepared,
+        device: torch.device,
+    ) -> dict[str, Tables]:
+        """The tables of each output, computed where they are not on disk."""
         if self.root is None:
-            return compute()
-        file = self.root / f"{key}.pt"
+            return self._compute(teacher, inputs, device, wanted)
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):  # one computes, the others wait
-            if not _is_whole(file):
-                _write(file, compute())
-        return torch.load(file, mmap=True, weights_only=True)
+        files = {name: self.root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
+        with FileLock(self.root / f"{key}.lock"):  # one computes, the others wait
+            if missing := [name for name in wanted if not _is_whole(files[name])]:
+                computed = self._compute(teacher, inputs, device, missing)
+                for name, tables in computed.items():
+                    _write(files[name], tables)
+        return {n: torch.load(f, mmap=True, weights_only=True) for n, f in files.items()}
 
-    def _bytes(self, teacher: nn.Module, inputs: Prepared, device: torch.device) -> int:
+    def _bytes(
+        self, teacher: nn.Module, inputs: Prepared, device: torch.device, paths: Sequence[str]
+    ) -> int:
         _, _, batch = next(iter(inputs.batches(device)))
-        rows = self._compact(ask(teacher, batch[:1])).values()
+        rows = self._compact(ask(teacher, batch[:1], paths)).values()
         return sum(row.nbytes for row in rows) * inputs.size * inputs.views
 
     def _key(self, teacher: nn.Module, inputs: Prepared) -> str:
@@ -127,55 +156,62 @@ class TeacherCache:
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def _compute(self, teacher: nn.Module, inputs: Prepared, device: torch.device) -> Tables:
+    def _compute(
+        self, teacher: nn.Module, inputs: Prepared, device: torch.device, wanted: list[str]
+    ) -> dict[str, Tables]:
         log.info("asking the teacher about %d samples × %d views", inputs.size, inputs.views)
-        tables: Tables = {}
+        tables: dict[str, Tables] = {name: {} for name in wanted}
+        paths = [name for name in wanted if name != "logits"]
         worst, classes = 0.0, 0
         for view, index, batch in inputs.batches(device):
-            exact = ask(teacher, batch)
+            exact = ask(teacher, batch, paths)
             stored = self._compact(exact)
-            classes = exact["logits"].shape[1]
+            classes = exact["logits"].shape[-1]
             again = restore(stored, classes)
             worst = max(worst, _largest_error(exact["logits"], again["logits"]))
             for name, rows in stored.items():
-                shape = (inputs.views, inputs.size, *rows.shape[1:])
-                table = tables.setdefault(name, torch.empty(shape, dtype=rows.dtype))
-                table[view, index.cpu()] = rows.cpu()
-        if worst > 0:
+                output = name if name in paths else "logits"  # which may be several tables
+                if output in tables:
+                    shape = (inputs.views, inputs.size, *rows.shape[1:])
+                    table = tables[output].setdefault(name, torch.empty(shape, dtype=rows.dtype))
+                    table[view, index.cpu()] = rows.cpu()
+        if worst > 0 and "logits" in wanted:
             log.info("as stored, an answer is off by at most KL = %.1e nats at T = 1", worst)
-        return {**tables, "classes": torch.tensor(classes)}
+        if "logits" in tables:
+            tables["logits"]["classes"] = torch.tensor(classes)
+        return tables
 
     def _compact(self, rows: Tables) -> Tables:
         rows = dict(rows)
-        if self.top_k is not None and self.top_k < rows["logits"].shape[1]:
+        if self.top_k is not None and self.top_k < rows["logits"].shape[-1]:
             z = rows["logits"].float()
             rows["logits"], rows["top"] = z.topk(self.top_k)
-            others = z.scatter(1, rows["top"], -torch.inf).logsumexp(1)
-            rows["other"] = others - math.log(z.shape[1] - self.top_k)
+            others = z.scatter(-1, rows["top"], -torch.inf).logsumexp(-1)
+            rows["other"] = others - math.log(z.shape[-1] - self.top_k)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
 
 
 @torch.no_grad()
-def ask(teacher: nn.Module, inputs: Tensor) -> Tables:
-    """A teacher's outputs by name; a bare tensor is its ``logits``, B×C."""
-    answer = teacher(inputs)
-    return answer if isinstance(answer, dict) else {"logits": answer}
+def ask(teacher: nn.Module, inputs: Tensor, paths: Sequence[str] = ()) -> Outputs:
+    """A teacher's ``logits``, B×C, and its layers at the paths, without gradient."""
+    return tapped(teacher, inputs, paths)
 
 
 def restore(rows: Tables, classes: int) -> Tables:
     """Stored rows as the teacher gave them: float32, all classes."""
     rows = {k: v.float() if v.is_floating_point() else v for k, v in rows.items()}
     if "top" in rows:
-        everywhere = rows.pop("other")[:, None].expand(-1, classes)
-        rows["logits"] = everywhere.scatter(1, rows.pop("top"), rows["logits"])
+        others = rows.pop("other")[..., None]
+        everywhere = others.expand(*others.shape[:-1], classes)
+        rows["logits"] = everywhere.scatter(-1, rows.pop("top"), rows["logits"])
     return rows
 
 
 def _largest_error(exact: Tensor, stored: Tensor) -> float:
     if torch.equal(exact, stored):
         return 0.0
-    log_p, log_q = F.log_softmax(exact, 1), F.log_softmax(stored, 1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1).max().item()
+    log_p, log_q = F.log_softmax(exact, -1), F.log_softmax(stored, -1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).max().item()
 
 
 def _write(file: Path, tables: Tables) -> None:

@@ -118,11 +118,16 @@ def own_overrides(cfg: DictConfig) -> list[str] | None:
     return list(hydra.overrides.task) if cfg.run_dir == hydra.runtime.output_dir else None
 
 
+def config_dirs() -> list[str]:
+    """The folders that ``--config-dir`` named."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [source.path for source in sources if source.provider == "command-line"]
+
+
 def _own_command(hydra: DictConfig) -> list[str]:
     """The arguments that compose this very job, without the sweep around it."""
-    folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     searched = [o for o in hydra.overrides.hydra if "hydra.searchpath" in o]
-    flags = [part for folder in folders for part in ("--config-dir", folder)]
+    flags = [part for folder in config_dirs() for part in ("--config-dir", folder)]
     # the job's own process alone keeps a log
     return [*flags, *hydra.overrides.task, *searched, "hydra.mode=RUN", "hydra/job_logging=stdout"]
 

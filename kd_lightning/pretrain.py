@@ -33,10 +33,11 @@ INCIDENTAL = {
 }
 
 
-def find_teacher(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
-    """The checkpoint of a job's teacher; ``train`` makes it where it is missing."""
+def find_teachers(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> list[Path]:
+    """The checkpoints of a job's teacher or teachers; ``train`` makes what is missing."""
     if cfg.teacher_ckpt:
-        return find_checkpoint(cfg.teacher_ckpt)
+        given = cfg.teacher_ckpt
+        return [find_checkpoint(path) for path in ([given] if isinstance(given, str) else given)]
     job = teacher_job(cfg)
 
     def pretrain(home: Path) -> None:
@@ -45,7 +46,7 @@ def find_teacher(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
         train(job)
 
     key = key_of(job, build_data(job), world_size=1)
-    return find_checkpoint(TeacherStore(cfg.teacher_store).find_or_train(key, pretrain))
+    return [find_checkpoint(TeacherStore(cfg.teacher_store).find_or_train(key, pretrain))]
 
 
 def publish(cfg: DictConfig, data: InMemoryDataModule, world_size: int) -> None:

@@ -17,15 +17,16 @@ from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from omegaconf import DictConfig
 
 from kd_lightning.build import build_data, build_module, make
+from kd_lightning.chain import Chain
 from kd_lightning.checkpoints import AtomicCheckpointIO, describe_mismatch, read_checkpoint
 from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.errors import UserError
-from kd_lightning.launch import expand_resume, one_job, own_overrides, quieten, run_job
+from kd_lightning.launch import config_dirs, expand_resume, one_job, own_overrides, quieten, run_job
 from kd_lightning.loggers import log_hyperparameters
-from kd_lightning.modules import DistillationModule
+from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.modules.learner import Learner
 from kd_lightning.phases import PhaseProfiler
-from kd_lightning.pretrain import find_teacher, publish
+from kd_lightning.pretrain import find_teachers, publish
 from kd_lightning.report.run import print_run
 from kd_lightning.runs import choices, commit, find_checkpoint, write_config, write_metrics
 
@@ -38,7 +39,9 @@ CONF = next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir())  # w
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float:
     quieten()
-    return run_job(lambda: train(cfg)[cfg.monitor])
+    sys.path += [d for d in config_dirs() if d not in sys.path]  # a plug-in's code lies there too
+    job = run_chain if cfg.chain else train
+    return run_job(lambda: job(cfg)[cfg.monitor])
 
 
 def main() -> None:
@@ -50,6 +53,11 @@ def main() -> None:
     _hydra_main()
 
 
+def run_chain(cfg: DictConfig) -> dict[str, Any]:
+    """Several jobs, each link's student the next one's teacher."""
+    return Chain(cfg, train).run()
+
+
 def train(cfg: DictConfig) -> dict[str, Any]:
     """One job from its configuration to its metrics, in its run directory."""
     profiler = PhaseProfiler() if cfg.profile else PassThroughProfiler()
@@ -58,9 +66,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     make(cfg.model)  # what is wrong with these two shows before a teacher is trained
     build_trainer(cfg, profiler)
     with profiler.profile("find_teacher"):
-        teacher = find_teacher(cfg, train) if "teacher" in cfg.model else None
+        teachers = find_teachers(cfg, train) if "teacher" in cfg.model else []
     L.seed_everything(cfg.seed, verbose=False)  # found or trained, the teacher changes nothing
-    module = build_module(cfg, data.spec, teacher)
+    module = build_module(cfg, data, teachers)
     if isinstance(profiler, PhaseProfiler) and isinstance(module, DistillationModule):
         profiler.watch(module.teacher)
     checkpoint = checkpoint_to_resume(cfg, module)
@@ -69,10 +77,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if trainer.is_global_zero:
             write_config(Path(cfg.run_dir), cfg, own_overrides(cfg))
         metrics = run(cfg, trainer, module, data, checkpoint)
-        metrics |= {"teacher": str(teacher)} if teacher else {}
+        metrics |= {"teacher": ", ".join(map(str, teachers))} if teachers else {}
         if trainer.is_global_zero:
             finish(cfg, trainer, metrics)
-            if not teacher:
+            if isinstance(module, TeacherModule):
                 publish(cfg, data, trainer.world_size)
             print(profiler.summary(), end="")
     return metrics
@@ -99,6 +107,7 @@ def run(
     return {
         **{name: float(value) for name, value in figures.items()},
         **module.describe(),
+        "role": module.role,
         "seconds": round(seconds, 2),
         "seed": cfg.seed,
         "epochs": trainer.current_epoch,

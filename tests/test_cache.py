@@ -21,6 +21,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.modules import DistillationModule
 from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
 from kd_lightning.objective import Objective
+from kd_lightning.taps import tapped
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).parent / "cache_under_ddp.py"
@@ -47,8 +48,11 @@ class Comparing(DistillationModule):
     def terms(self, batch):
         params = list(self.student.parameters())
         results = []
-        for z_t in (self.teacher_logits(batch, "train"), ask(self.teacher, batch.inputs)["logits"]):
-            terms = self.objective(self.student(batch.inputs), z_t, batch.target)
+        paths = self.objective.student_paths
+        live = ask(self.teacher, batch.inputs, self.objective.teacher_paths)
+        for teacher in (self.teacher_outputs(batch, "train"), live):
+            student = tapped(self.student, batch.inputs, paths)
+            terms = self.objective(student, teacher, batch.target)
             grads = torch.autograd.grad(terms["loss"], params, retain_graph=True)
             results.append([terms["loss"].detach(), *grads])
         differences = [(a - b).abs().max().item() for a, b in zip(*results, strict=True)]

@@ -1,50 +1,22 @@
 """MNIST and Fashion-MNIST, read through torchvision: 60,000 + 10,000 grey images of 28×28."""
 
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
 
 import torch
-from filelock import FileLock
 from torchvision.datasets import MNIST, FashionMNIST
 
 from kd_lightning.data.batches import Split
-from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.data.published import PublishedDataModule
 from kd_lightning.errors import UserError
 
 
-class MNISTDataModule(InMemoryDataModule):
-    """The official handwritten digits (LeCun, Cortes, Burges 1998).
+class MNISTDataModule(PublishedDataModule):
+    """The official handwritten digits (LeCun, Cortes, Burges 1998), in ``root/MNIST/raw``.
 
-    Args:
-        root: folder that holds ``MNIST/raw``; what is missing is downloaded into it.
-        **settings: see :class:`~kd_lightning.data.memory.InMemoryDataModule`.
-
-    Raises:
-        UserError: if the files are missing and cannot be downloaded, or are damaged.
+    See :class:`~kd_lightning.data.published.PublishedDataModule`.
     """
 
     source: type[MNIST] = MNIST
-
-    def __init__(self, root: str = "data", **settings: Any) -> None:
-        super().__init__(**settings)
-        self.root = Path(root)
-
-    def prepare_data(self) -> None:
-        """Download what is missing, one process at a time."""
-        if self._is_there():
-            return
-        name = self.source.__name__
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f"{name}.lock"):
-                if not self._is_there():
-                    self.source(str(self.root), download=True)
-        except (URLError, OSError, RuntimeError) as error:
-            raise UserError(
-                f"{name} is not in {self.root.resolve()} and could not be downloaded: use "
-                "data=digits (needs no network), or point data.root= (or KD_DATA_DIR) to a copy"
-            ) from error
 
     def load(self) -> tuple[Split, Split]:
         train, test = self._read(train=True), self._read(train=False)
@@ -56,7 +28,7 @@ class MNISTDataModule(InMemoryDataModule):
             )
         return train, test
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
         raw = self.root / self.source.__name__ / "raw"
         return all((raw / Path(url).stem).is_file() for url, _ in self.source.resources)
 

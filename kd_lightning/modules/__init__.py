@@ -1,4 +1,5 @@
-"""The LightningModules: one that trains a teacher, one that distils a student."""
+"""The LightningModules: for a teacher, for its student, for students among themselves."""
 
 from kd_lightning.modules.distillation import DistillationModule as DistillationModule
+from kd_lightning.modules.mutual import MutualModule as MutualModule
 from kd_lightning.modules.teacher import TeacherModule as TeacherModule

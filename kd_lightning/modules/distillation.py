@@ -7,21 +7,25 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch, DataSpec, Prepared
 from kd_lightning.cache import Answers, TeacherCache, ask
+from kd_lightning.ensemble import mean_probabilities
 from kd_lightning.modules.learner import Learner, NetFactory, count_parameters, with_channels_last
 from kd_lightning.objective import Objective
+from kd_lightning.taps import Outputs, tapped
 
 
 class DistillationModule(Learner):
     """Minimises an objective between a student and a frozen teacher.
 
     The teacher gets no gradient, stays in evaluation mode (dropout and batch statistics
-    too), and is in no checkpoint.
+    too), and is in no checkpoint. Layers that terms of the objective need are trained and
+    kept beside the student, and are no part of it.
 
     Args:
         student: makes the student from (input_shape, num_classes).
-        teacher: the trained network, B×… to logits B×C.
+        teacher: the trained network, B×… to logits B×C, or B×M×C of several.
         objective: puts the loss together.
         spec: the measure of the data.
+        labels: class of each training sample, N, for terms that ask for it.
         **training: see :class:`~kd_lightning.modules.learner.Learner`.
     """
 
@@ -33,12 +37,16 @@ class DistillationModule(Learner):
         teacher: nn.Module,
         objective: Objective,
         spec: DataSpec,
+        labels: Tensor | None = None,
         **training: Any,
     ) -> None:
         super().__init__(spec, with_teacher=True, **training)
         self.student = with_channels_last(student(spec.input_shape, spec.num_classes))
         self.teacher = with_channels_last(teacher).requires_grad_(False).eval()
         self.objective = objective
+        labels = torch.empty(0, dtype=torch.long) if labels is None else labels
+        sample = torch.zeros(2, *spec.input_shape)
+        objective.build(self.student, self.teacher, sample, spec.num_classes, labels)
         self.answers: dict[str, Answers] = {}
         self.strict_loading = False  # checkpoints lack the teacher
         self.register_state_dict_post_hook(_drop_teacher)
@@ -49,11 +57,12 @@ class DistillationModule(Learner):
         return self
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        z_t = self.teacher_logits(batch, "train") if self.objective.needs_teacher else None
-        return self.objective(self.student(batch.inputs), z_t, batch.target)
+        student = tapped(self.student, batch.inputs, self.objective.student_paths)
+        teacher = self.teacher_outputs(batch, "train") if self.objective.needs_teacher else None
+        return self.objective(student, teacher, batch.target, batch.index, self.progress)
 
     def settings(self) -> dict[str, float]:
-        return self.objective.settings()
+        return self.objective.settings(self.progress)
 
     def describe(self) -> dict[str, float]:
         teacher, student = count_parameters(self.teacher), count_parameters(self.student)
@@ -64,22 +73,36 @@ class DistillationModule(Learner):
         }
 
     def evaluate(self, batch: Batch, split: str) -> None:
-        z_t = self.teacher_logits(batch, split)
+        z_t = mean_probabilities(self.teacher_outputs(batch, split)["logits"])
         self.evaluation.update(self.student(batch.inputs), batch.target, z_t)
 
-    def teacher_logits(self, batch: Batch, split: str) -> Tensor:
-        """What the teacher answers to a batch of a split, B×C; from memory where it can."""
+    def teacher_outputs(self, batch: Batch, split: str) -> Outputs:
+        """What the teacher says of a batch of a split; from memory where it can.
+
+        That is its ``logits`` and, of training samples, the layers that terms look at.
+        """
         if split in self.answers:
-            return self.answers[split].read(batch.index, self.current_epoch)["logits"]
-        return ask(self.teacher, batch.inputs)["logits"]
+            return self.answers[split].read(batch.index, self.current_epoch)
+        return ask(self.teacher, batch.inputs, self._paths(split))
 
     def remember(
         self, split: str, inputs: Prepared, cache: TeacherCache, device: torch.device
     ) -> None:
         """Have the teacher answer to a whole split once, before its batches come."""
         if split != "train" or self.objective.needs_teacher:
-            answers = cache.answers(self.teacher, inputs, device)
+            answers = cache.answers(self.teacher, inputs, device, self._paths(split))
             self.answers |= {split: answers} if answers else {}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The layers of terms with a learning rate of their own are groups of their own."""
+        own = {name: t for name, t in self.objective.terms.items() if t.lr is not None}
+        groups = [{"params": list(term.parameters()), "lr": term.lr} for term in own.values()]
+        apart = {id(p) for group in groups for p in group["params"]}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
+        return [{"params": rest}, *(group for group in groups if group["params"])]
+
+    def _paths(self, split: str) -> list[str]:
+        return self.objective.teacher_paths if split == "train" else []
 
 
 def _drop_teacher(

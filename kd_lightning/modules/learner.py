@@ -15,7 +15,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.metrics import Evaluation, StepTerms
 
 NetFactory = Callable[[tuple[int, ...], int], nn.Module]
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
@@ -24,12 +24,13 @@ class Learner(L.LightningModule):
 
     Args:
         spec: the measure of the data.
-        optimizer: makes the optimizer from parameters; Adam at 1e-3 where not given.
+        optimizer: makes the optimizer from groups of parameters; Adam at 1e-3 where not given.
         scheduler: makes a learning-rate schedule by epoch from the optimizer.
         with_teacher: whether evaluation compares with a teacher.
     """
 
     network_name: str
+    role = "student"  # what the network is called in tables
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Learner(L.LightningModule):
         self.make_scheduler = scheduler
         self.evaluation = Evaluation(spec.num_classes, with_teacher)
         self.step_terms = StepTerms()
+        self.progress = 0.0  # epochs trained so far; 2.5 is the middle of the third
         self.example_input_array = torch.zeros(2, *spec.input_shape)
 
     @property
@@ -71,6 +73,7 @@ class Learner(L.LightningModule):
         self.evaluation.update(self(batch.inputs), batch.target)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.progress = self.current_epoch + batch_idx / self.trainer.num_training_batches
         terms = self.terms(batch)
         self.step_terms.add(terms)
         return terms["loss"]
@@ -108,14 +111,15 @@ class Learner(L.LightningModule):
         self.evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        values = self._log_evaluation("val")
+        values = self.log_evaluation("val")
         if not torch.isfinite(values["loss"]):
             raise UserError(self._diverged(f"step {self.global_step}: val/loss={values['loss']}"))
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
+        self.log_evaluation("test")
 
-    def _log_evaluation(self, split: str) -> dict[str, Tensor]:
+    def log_evaluation(self, split: str) -> dict[str, Tensor]:
+        """Log the figures of a split that has just been evaluated, and give them back."""
         values = self.evaluation.result()
         # already gathered over the ranks; sync_dist only tells Lightning so
         for name, value in values.items():
@@ -123,10 +127,14 @@ class Learner(L.LightningModule):
         return values
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer(self.parameter_groups())
         if self.make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, in the optimizer's groups; the first is the network's."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which network the checkpoint holds and for what data; plain values only."""

@@ -19,6 +19,7 @@ class TeacherModule(Learner):
     """
 
     network_name = "net"
+    role = "teacher"
 
     def __init__(self, net: NetFactory, spec: DataSpec, **training: Any) -> None:
         super().__init__(spec, **training)

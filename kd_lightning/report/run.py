@@ -21,7 +21,7 @@ def print_run(run_dir: Path) -> None:
     agreement = percent(metrics["test/agreement"]) if "teacher" in metrics else ""
     compression = f"{metrics['compression']:.1f}×" if "teacher" in metrics else ""
     table.add_row(
-        "student" if "teacher" in metrics else "teacher",
+        metrics["role"],
         f"{metrics['parameters']:,}",
         percent(metrics["test/accuracy"]),
         agreement,

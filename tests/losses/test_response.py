@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.losses import soft_targets
+from kd_lightning.losses import (
+    correlation,
+    decoupled,
+    logit_mse,
+    soft_targets,
+    standardized_soft_targets,
+)
 
 Logits = Callable[..., tuple[Tensor, Tensor]]
 
@@ -22,38 +28,117 @@ def logits() -> Logits:
     return draw
 
 
+def labels(z: Tensor) -> Tensor:
+    return torch.arange(len(z)) % z.shape[1]
+
+
 def softmax(z: np.ndarray) -> np.ndarray:
-    powers = np.exp(z - z.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers = np.exp(z - z.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def centred(z: np.ndarray) -> np.ndarray:
     return z - z.mean(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("samples", [1, 7])
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0, 20.0])
-def test_soft_targets_are_the_divergence_of_the_paper(
-    logits: Logits, samples: int, temperature: float
+def kl(v: np.ndarray, q: np.ndarray) -> float:
+    return float((v * np.log(v / q)).sum())
+
+
+def numpy_soft_targets(z_s: np.ndarray, z_t: np.ndarray, t: np.ndarray) -> float:
+    rows = zip(z_s, z_t, t, strict=True)
+    return float(np.mean([u**2 * kl(softmax(b / u), softmax(a / u)) for a, b, u in rows]))
+
+
+def numpy_logit_mse(z_s: np.ndarray, z_t: np.ndarray, t: np.ndarray) -> float:
+    return 0.5 * ((centred(z_s) - centred(z_t)) ** 2).sum(axis=1).mean() / z_s.shape[1]
+
+
+def numpy_decoupled(z_s: np.ndarray, z_t: np.ndarray, t: np.ndarray) -> float:
+    losses = []
+    for i, (a, b, u) in enumerate(zip(z_s, z_t, t, strict=True)):
+        q, v = softmax(a / u), softmax(b / u)
+        y = i % len(q)
+        others = np.arange(len(q)) != y
+        tckd = kl(np.array([v[y], 1 - v[y]]), np.array([q[y], 1 - q[y]]))
+        nckd = kl(v[others] / v[others].sum(), q[others] / q[others].sum())
+        losses.append(u**2 * (tckd + 8 * nckd))
+    return float(np.mean(losses))
+
+
+def numpy_correlation(z_s: np.ndarray, z_t: np.ndarray, t: np.ndarray) -> float:
+    q, v = softmax(z_s / t[:, None]), softmax(z_t / t[:, None])
+    inter = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(q, v, strict=True)])
+    columns = zip(q.T, v.T, strict=True)
+    intra = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in columns]) if len(q) > 1 else 0
+    return float((t**2).mean() * (inter + intra))
+
+
+def numpy_standardized(z_s: np.ndarray, z_t: np.ndarray, t: np.ndarray) -> float:
+    z_s, z_t = (centred(z) / (z.std(axis=1, ddof=1, keepdims=True) + 1e-7) for z in (z_s, z_t))
+    return numpy_soft_targets(z_s, z_t, t)
+
+
+Loss = Callable[[Tensor, Tensor, float | Tensor], Tensor]
+LOSSES: dict[str, tuple[Loss, Callable[..., float]]] = {
+    "soft_targets": (soft_targets, numpy_soft_targets),
+    "logit_mse": (lambda z_s, z_t, t: logit_mse(z_s, z_t), numpy_logit_mse),
+    "decoupled": (lambda z_s, z_t, t: decoupled(z_s, z_t, labels(z_s), t), numpy_decoupled),
+    "correlation": (correlation, numpy_correlation),
+    "standardized": (standardized_soft_targets, numpy_standardized),
+}
+each = pytest.mark.parametrize("loss", [pair[0] for pair in LOSSES.values()], ids=LOSSES)
+tempered = [pair[0] for name, pair in LOSSES.items() if name != "logit_mse"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("samples", [1, 7, 23])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0, 20.0, "scalar", "each"])
+def test_the_value_is_that_of_the_paper(
+    logits: Logits, name: str, samples: int, temperature: float | str
 ) -> None:
+    loss, expected = LOSSES[name]
     z_s, z_t = logits(samples)
-    q, v = (softmax(z.detach().numpy() / temperature) for z in (z_s, z_t))
-    expected = temperature**2 * (v * np.log(v / q)).sum(axis=1).mean()
-    loss = soft_targets(z_s, z_t, temperature)
-    assert loss.shape == ()
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    t: float | Tensor
+    if temperature == "each":
+        t = torch.linspace(0.5, 6, samples, dtype=torch.float64)[:, None]
+    else:
+        t = torch.tensor(2.5) if temperature == "scalar" else float(temperature)
+    value = loss(z_s, z_t, t)
+    of_each = np.broadcast_to(np.asarray(t, dtype=float).reshape(-1), samples)
+    assert value.shape == ()
+    assert value.item() == pytest.approx(
+        expected(z_s.detach().numpy(), z_t.numpy(), of_each), rel=1e-10
+    )
 
 
-def test_soft_targets_pass_gradcheck_in_the_student_and_the_temperature(logits: Logits) -> None:
+@pytest.mark.parametrize("loss", tempered)
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+def test_gradcheck_in_the_student_and_the_temperature(
+    logits: Logits, loss: Loss, shape: tuple[int, ...]
+) -> None:
     z_s, z_t = logits(3, classes=4)
-    temperature = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z, t: soft_targets(z, z_t, t), (z_s, temperature))
+    t = torch.linspace(2.5, 4, max(1, len(shape) and 3), dtype=torch.float64).view(shape)
+    assert torch.autograd.gradcheck(lambda z, u: loss(z, z_t, u), (z_s, t.requires_grad_()))
 
 
-def test_soft_targets_tend_to_the_distance_of_centred_logits(logits: Logits) -> None:
+def test_gradcheck_of_matched_logits(logits: Logits) -> None:
+    z_s, z_t = logits(3, classes=4)
+    assert torch.autograd.gradcheck(lambda z: logit_mse(z, z_t), z_s)
+
+
+@pytest.mark.parametrize("loss", tempered)
+@pytest.mark.parametrize("shape", [(10,), (1, 10), (10, 10), (5, 1)])
+def test_a_temperature_of_another_shape_is_refused(
+    logits: Logits, loss: Loss, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="B×1"):
+        loss(*logits(10), torch.ones(shape))
+
+
+def test_soft_targets_tend_to_matched_logits(logits: Logits) -> None:
     z_s, z_t = logits(6)
-    difference = centred(z_s.detach().numpy()) - centred(z_t.numpy())
-    limit = 0.5 * (difference**2).sum(axis=1).mean() / z_s.shape[1]
+    limit = logit_mse(z_s, z_t).item()
     errors = [abs(soft_targets(z_s, z_t, t).item() / limit - 1) for t in (100.0, 1000.0)]
     assert errors[1] < 1e-3
     assert errors[1] < errors[0]
@@ -81,36 +166,93 @@ def test_at_high_temperature_the_gradient_is_that_of_matching_logits(logits: Log
     assert error < 1e-3
 
 
-def test_no_gradient_reaches_the_teacher(logits: Logits) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_soft_targets_of_a_sample_are_the_sum_of_the_decoupled_parts(
+    logits: Logits, temperature: float
+) -> None:
+    for z_s, z_t in zip(*logits(9), strict=True):
+        z_s, z_t = z_s[None], z_t[None]
+        target = z_t.argmin(1)
+        of_target = decoupled(z_s, z_t, target, temperature, non_target_weight=0).item()
+        of_others = decoupled(z_s, z_t, target, temperature, 0, non_target_weight=1).item()
+        sure = (z_t / temperature).softmax(1)[0, target].item()
+        whole = soft_targets(z_s, z_t, temperature).item()
+        assert whole == pytest.approx(of_target + (1 - sure) * of_others, rel=1e-12)
+
+
+@pytest.mark.parametrize("parts", [(2.0, 0.0), (0.0, 3.0)])
+def test_weights_of_parts_are_factors(logits: Logits, parts: tuple[float, float]) -> None:
+    z_s, z_t = logits(6)
+    ones = [float(part > 0) for part in parts]
+    alone = correlation(z_s, z_t, 2.0, *ones), decoupled(z_s, z_t, labels(z_s), 2.0, *ones)
+    weighted = correlation(z_s, z_t, 2.0, *parts), decoupled(z_s, z_t, labels(z_s), 2.0, *parts)
+    ratio = torch.stack(weighted) / torch.stack(alone)
+    np.testing.assert_allclose(ratio.detach(), sum(parts), rtol=1e-12)
+
+
+@each
+def test_an_offset_of_a_row_does_not_count(logits: Logits, loss: Loss) -> None:
+    z_s, z_t = logits(4)
+    offset = torch.tensor([[5.0], [-3.0], [0.0], [70.0]])
+    assert loss(z_s + offset, z_t, 2.0).item() == pytest.approx(loss(z_s, z_t, 2.0).item())
+
+
+def test_standardised_logits_have_no_size(logits: Logits) -> None:
+    z_s, z_t = logits(4)
+    whole, scaled = (standardized_soft_targets(k * z_s, z_t, 2.0).item() for k in (1, 50))
+    assert whole == pytest.approx(scaled, rel=1e-6)
+
+
+@each
+def test_no_gradient_reaches_the_teacher(logits: Logits, loss: Loss) -> None:
     z_s, z_t = logits(4)
     z_t.requires_grad_()
-    soft_targets(z_s, z_t, 5.0).backward()
+    loss(z_s, z_t, 5.0).backward()
     assert z_t.grad is None
     assert z_s.grad is not None
     assert z_s.grad.abs().max() > 1e-3
 
 
-def test_a_student_equal_to_its_teacher_has_nothing_to_learn(logits: Logits) -> None:
-    z_s, _ = logits(4)
-    loss = soft_targets(z_s, z_s.detach().clone(), 3.0)
-    loss.backward()
-    assert loss.item() == pytest.approx(0, abs=1e-14)
+@each
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
+    logits: Logits, loss: Loss, samples: int
+) -> None:
+    z_s, _ = logits(samples)
+    value = loss(z_s, z_s.detach().clone(), 3.0)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-14)
     assert z_s.grad is not None
-    assert z_s.grad.abs().max() < 1e-15
+    assert z_s.grad.abs().max() < 1e-14
 
 
+@each
+def test_a_student_of_constant_logits_has_a_moderate_gradient(logits: Logits, loss: Loss) -> None:
+    z_t = logits(4)[1].float()
+    z_s = torch.zeros_like(z_t).requires_grad_()
+    loss(z_s, z_t, 2.0).backward()
+    assert z_s.grad is not None
+    assert 1e-3 < z_s.grad.abs().max() < 20
+
+
+@each
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
 @pytest.mark.parametrize("samples", [1, 2048])
-def test_soft_targets_stay_finite_in_half_precision(
-    dtype: torch.dtype, temperature: float, samples: int
+def test_half_precision_is_as_good_as_double(
+    loss: Loss, dtype: torch.dtype, temperature: float, samples: int
 ) -> None:
-    z_t = torch.full((samples, 10), -100.0)
-    z_t[:, 0] = 100
-    exact = soft_targets(-z_t.double(), z_t.double(), temperature)
-    z_s = (-z_t).to(dtype).requires_grad_()
-    loss = soft_targets(z_s, z_t.to(dtype), temperature)
-    loss.backward()
-    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
-    assert z_s.grad is not None
-    assert z_s.grad.isfinite().all()
+    signs = torch.ones(2, samples, 10)
+    signs[0, :, 1:], signs[1, :, ::3] = -1, -1  # sure of one class, of six others
+    (z_s, z_t), t = 100 * signs, torch.full((samples, 1), temperature)
+    grads = []
+    values = []
+    for kind in (dtype, torch.float64):
+        student = z_s.to(kind).requires_grad_()
+        value = loss(student, z_t.to(kind), t.to(kind))
+        value.backward()
+        assert student.grad is not None
+        grads.append(student.grad.double() * samples)  # the mean's share may be below half's
+        values.append(value.item())
+    assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-6)
+    np.testing.assert_allclose(grads[0], grads[1], rtol=0.02, atol=1e-3)

@@ -92,7 +92,7 @@ def test_the_teacher_stays_in_evaluation_mode(make: Make, mode: bool) -> None:
     module = make().train(mode)
     assert module.student.training == mode
     batch = Batch(torch.randn(6, 1, 28, 28), torch.arange(6), torch.arange(6))
-    first, second = (module.teacher_logits(batch, "train") for _ in range(2))
+    first, second = (module.teacher_outputs(batch, "train")["logits"] for _ in range(2))
     assert torch.equal(first, second)  # no unit is dropped
     torch.testing.assert_close(first[:1], module.teacher(batch.inputs[:1]))  # nor is it the batch
     assert not first.requires_grad
@@ -215,8 +215,8 @@ def test_every_interval_and_the_end_of_each_epoch_are_logged(
     seen: list[dict[str, Tensor]] = []
 
     class Watched(Objective):
-        def forward(self, z_s: Tensor, z_t: Tensor | None, target: Tensor) -> dict[str, Tensor]:
-            seen.append(super().forward(z_s, z_t, target))
+        def forward(self, *outputs: Any, **settings: Any) -> dict[str, Tensor]:
+            seen.append(super().forward(*outputs, **settings))
             return seen[-1]
 
     notes = Notes()

@@ -1,0 +1,112 @@
+"""Distillations one after the other: each link's student teaches the next.
+
+Generations: the same network again and again, the first on labels alone (Born-Again
+Networks: Furlanello et al. 2018, arXiv 1805.04770). Assistants: networks of falling size
+between teacher and student (Mirzadeh et al. 2020, arXiv 1902.03393). A link is a run
+directory inside the chain's; a resumed chain goes on in the link it was in.
+"""
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from kd_lightning.build import build_data
+from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.ensemble import Ensemble, mean_probabilities
+from kd_lightning.errors import UserError
+from kd_lightning.launch import own_overrides
+from kd_lightning.report.chain import print_chain
+from kd_lightning.runs import load_run, read_metrics, write_config, write_metrics
+
+LINK = "KD_CHAIN_LINK"  # tells the other processes of a DDP job which link is theirs
+SEEDS_APART = 1000  # links start from different weights, and chains of a sweep too
+
+
+class Chain:
+    """The links that a configuration's section ``chain`` asks for, one after the other.
+
+    Args:
+        cfg: the configuration of the whole.
+        train: one job from its configuration to its metrics.
+
+    Raises:
+        UserError: if the section asks for nothing that can be run.
+    """
+
+    def __init__(self, cfg: DictConfig, train: Callable[[DictConfig], Any]) -> None:
+        self.cfg, self.train = cfg, train
+        self.root = Path(cfg.run_dir)
+        chain = cfg.chain
+        if "generations" in chain:
+            if chain.generations < 2:
+                raise UserError(f"chain.generations must be at least 2, got {chain.generations}")
+            self.names = [f"generation {i}" for i in range(chain.generations)]
+            self.nets = [cfg.student] * chain.generations
+        else:
+            self.names = [*map(str, chain.assistants), "student"]
+            self.nets = [*chain.assistants.values(), cfg.student]
+
+    def run(self) -> dict[str, Any]:
+        """Train what is not finished; the last link's figures, and those of all."""
+        if LINK in os.environ:  # a process that belongs to one link
+            return self.train(self.job(int(os.environ[LINK])))
+        write_config(self.root, self.cfg, own_overrides(self.cfg))
+        for i in range(len(self.names)):
+            if not (self.cfg.resume and (self.home(i) / "metrics.json").is_file()):
+                os.environ[LINK] = str(i)
+                try:
+                    self.train(self.job(i))
+                finally:
+                    del os.environ[LINK]
+        metrics = self.figures()
+        write_metrics(self.root, metrics)
+        print_chain(self.root, self.names)
+        return metrics
+
+    def home(self, i: int) -> Path:
+        """The run directory of a link."""
+        return self.root / "links" / str(i)
+
+    def job(self, i: int) -> DictConfig:
+        """The configuration of a link."""
+        job = copy.deepcopy(self.cfg)
+        OmegaConf.set_struct(job, False)
+        net = copy.deepcopy(self.nets[i])
+        if i == 0 and "first" in self.cfg.chain:
+            job.model = job.chain.first  # on labels alone
+        elif i > 0:
+            job.teacher, job.teacher_ckpt = copy.deepcopy(self.nets[i - 1]), str(self.home(i - 1))
+        job.student = net
+        job.seed = self.cfg.seed + SEEDS_APART * i
+        job.pretrain.seed = self.cfg.pretrain.seed
+        job.run_dir = str(self.home(i))
+        job.resume = str(self.home(i)) if self.cfg.resume and self.home(i).is_dir() else None
+        job.chain = None
+        return job
+
+    def figures(self) -> dict[str, Any]:
+        """The last link's figures, each link's accuracies, and those of all links together."""
+        links = [read_metrics(self.home(i)) for i in range(len(self.names))]
+        metrics = dict(links[-1])
+        for i, link in enumerate(links):
+            metrics |= {f"{s}/accuracy_{i}": link[f"{s}/accuracy"] for s in ("val", "test")}
+        ensemble = Ensemble([load_run(self.home(i)).network for i in range(len(links))])
+        data = build_data(self.cfg)
+        for split in ("val", "test"):
+            metrics[f"{split}/ensemble_accuracy"] = accuracy(ensemble, data, split)
+        return {**metrics, "seed": self.cfg.seed, "seconds": sum(m["seconds"] for m in links)}
+
+
+@torch.inference_mode()
+def accuracy(ensemble: Ensemble, data: InMemoryDataModule, split: str) -> float:
+    """Share of a split's samples that the mean of the members' probabilities gets right."""
+    target, correct = data.splits[split].target, 0
+    for _, index, inputs in data.prepared(split).batches(torch.device("cpu")):
+        answers = mean_probabilities(ensemble(inputs)).argmax(1)
+        correct += int((answers == target[index]).sum())
+    return correct / len(target)

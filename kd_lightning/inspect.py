@@ -1,0 +1,100 @@
+"""``kd-inspect net@teacher=… net@student=… data=…``: both networks, layer by layer.
+
+Prints what each layer gives and costs, and proposes pairs of layers for methods that
+compare them, in the form to paste after ``train.py``.
+"""
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd_lightning.build import build_data, make
+from kd_lightning.launch import quieten, run_job
+from kd_lightning.report.run import console
+from kd_lightning.taps import dry_run, embedding, layers, pairs
+from kd_lightning.train import CONF
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="inspect")
+def main(cfg: DictConfig) -> None:
+    """Entry point of ``kd-inspect``."""
+    quieten()
+    run_job(lambda: inspect(cfg))
+
+
+def inspect(cfg: DictConfig) -> float:
+    """Print both networks as the configuration has them, and the pairs."""
+    spec = build_data(cfg).spec
+    sample = torch.zeros(2, *spec.input_shape)
+    nets = {n: make(cfg[n])(spec.input_shape, spec.num_classes) for n in ("student", "teacher")}
+    grid = Table.grid(padding=(0, 4))
+    grid.add_row(*(network_table(name, net, sample) for name, net in nets.items()))
+    console().print(grid)
+    for line in proposals(nets["student"], nets["teacher"], sample):
+        console().print(line, soft_wrap=True, highlight=False, markup=False)
+    return 0.0
+
+
+def network_table(name: str, net: nn.Module, sample: Tensor) -> Table:
+    """A row a layer: path, output for one sample, parameters, multiply-adds."""
+    counted = multiply_adds(net, sample)
+    table = Table(title=f"{name}: {type(net).__name__}", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("path", "output", "parameters", "multiply-adds"):
+        left = column == "path"  # the only column that may be folded
+        table.add_column(
+            column,
+            justify="left" if left else "right",
+            no_wrap=not left,
+            overflow="fold" if left else "ellipsis",
+        )
+    for layer in layers(net, sample):
+        own = sum(p.numel() for p in layer.module.parameters())
+        shape = "×".join(map(str, layer.shape))
+        table.add_row(layer.path, shape, in_short(own), in_short(counted.get(layer.path, 0)))
+    whole = sum(p.numel() for p in net.parameters())
+    table.add_row("the whole", "", f"{whole:,}", in_short(counted[""]), style="bold")
+    return table
+
+
+def in_short(count: int) -> str:
+    """``1.18 M`` for 1,179,776; nothing for 0."""
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count or "")
+
+
+def multiply_adds(net: nn.Module, sample: Tensor) -> dict[str, int]:
+    """Multiply-adds of each module for one sample, by path; the whole network's at ``""``."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        dry_run(net, sample, ())
+    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    per_sample = {name: count // (2 * len(sample)) for name, count in counts.items()}
+    prefix = f"{type(net).__name__}."
+    return {"": per_sample["Global"], **{k.removeprefix(prefix): v for k, v in per_sample.items()}}
+
+
+def proposals(student: nn.Module, teacher: nn.Module, sample: Tensor) -> list[str]:
+    """Lines that name corresponding layers, ready to paste."""
+    of_student, of_teacher = layers(student, sample), layers(teacher, sample)
+    matched = [(s.path, t.path) for s, t in pairs(of_student, of_teacher)]
+    last = (embedding(of_student).path, embedding(of_teacher).path)
+    lines = []
+    if matched:
+        lines += ["one pair of maps (fitnet, at, nst, vid, sp):", _paste("fitnet", matched[-1:])]
+        lines += ["all pairs of maps (fsp, review):", _paste("review", matched)]
+    return [*lines, "embeddings (rkd, cc, pkt, crd):", _paste("rkd", [last])]
+
+
+def _paste(method: str, found: list[tuple[str, str]]) -> str:
+    of_student, of_teacher = (",".join(column) for column in zip(*found, strict=True))
+    one = len(found) == 1
+    values = (of_student, of_teacher) if one else (f"[{of_student}]", f"[{of_teacher}]")
+    names = (f"method.transfer.{method}.student", f"method.transfer.{method}.teacher")
+    words = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+    return f"  method={method} {' '.join(words if one else (repr(w) for w in words))}"

@@ -1,0 +1,259 @@
+"""Feature knowledge: how the teacher sees.
+
+Shapes: B samples, C channels, H×W positions; maps are B×C×H×W. Maps come student first,
+then teacher; no gradient reaches the teacher's side. Half precision is computed, and
+returned, in float32. What differs in shape between the networks is brought together by
+layers of :mod:`kd_lightning.transfer`, beforehand.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_lightning.losses.response import wide
+
+_MIN_VARIANCE = 1e-5  # of variational_information, as in its paper's code
+
+
+def hint(f_s: Tensor, f_t: Tensor) -> Tensor:
+    r"""Hint loss (FitNets) :math:`\mathrm{mean}\,(f_s - f_t)^2`.
+
+    Args:
+        f_s: student's map after a regressor, of the teacher's shape (any).
+        f_t: teacher's map.
+
+    Returns:
+        A scalar, in squared activations; so its weight depends on their size.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: Romero et al. 2014, "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550.
+
+    >>> import torch
+    >>> hint(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]])).item()
+    2.0
+    """
+    _check_same_shape(f_s, f_t)
+    return F.mse_loss(wide(f_s), wide(f_t.detach()))
+
+
+def attention(f_s: Tensor, f_t: Tensor, power: float = 2) -> Tensor:
+    r"""Attention transfer (AT) :math:`\mathrm{mean}\,(Q_s - Q_t)^2`.
+
+    Q is the map :math:`\mathrm{mean}_c |f|^p` of where a network looks, flattened and of
+    length 1 for each sample. The larger of the maps is average-pooled to the smaller first.
+    A map of zeros has Q = 0.
+
+    Args:
+        f_s: student's map, B×C×H×W.
+        f_t: teacher's map, B×C'×H'×W'.
+        power: p ≥ 1; the higher, the more the strongest channel counts.
+
+    Returns:
+        A scalar, dimensionless. It falls as 1/(H·W), whence weights of about 1000.
+
+    Source: Zagoruyko, Komodakis 2017, "Paying More Attention to Attention",
+    arXiv 1612.03928.
+
+    >>> import torch
+    >>> f_s, f_t = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]], [[0.0, 4.0]]]])
+    >>> attention(f_s, f_t).item()
+    1.0
+    """
+    f_s, f_t = _at_smaller_size(wide(f_s), wide(f_t.detach()), F.adaptive_avg_pool2d)
+    return F.mse_loss(_attention_map(f_s, power), _attention_map(f_t, power))
+
+
+def neuron_selectivity(f_s: Tensor, f_t: Tensor) -> Tensor:
+    r"""Neuron selectivity transfer (NST) :math:`\bar K_{tt} + \bar K_{ss} - 2\bar K_{st}`.
+
+    The squared maximum mean discrepancy between the networks' channels, each taken as a
+    vector of length 1 over the positions, under the kernel k(x, y) = (x·y)². Averaged over
+    pairs of channels and over the batch. The larger map is average-pooled to the smaller.
+
+    Args:
+        f_s: student's map, B×C×H×W.
+        f_t: teacher's map, B×C'×H'×W'.
+
+    Returns:
+        A scalar, dimensionless.
+
+    Source: Huang, Wang 2017, "Like What You Like: Knowledge Distill via Neuron Selectivity
+    Transfer", arXiv 1707.01219.
+
+    >>> import torch
+    >>> f_s, f_t = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]], [[4.0, 0.0]]]])
+    >>> neuron_selectivity(f_s, f_t).item()
+    0.5
+    """
+    f_s, f_t = _at_smaller_size(wide(f_s), wide(f_t.detach()), F.adaptive_avg_pool2d)
+    x_s, x_t = unit(f_s.flatten(2)), unit(f_t.flatten(2))
+    k_tt, k_ss, k_st = (products(x, y).square() for x, y in ((x_t, x_t), (x_s, x_s), (x_s, x_t)))
+    return k_tt.mean() + k_ss.mean() - 2 * k_st.mean()
+
+
+def variational_information(mean_s: Tensor, f_t: Tensor, log_scale: Tensor) -> Tensor:
+    r"""Variational information (VID) :math:`\frac12\overline{(\mu-f_t)^2/\sigma^2+\ln\sigma^2}`.
+
+    The negative log-likelihood, without its constant, of the teacher's map under a normal
+    distribution that the student predicts; the lower, the more the student knows of the
+    teacher. :math:`\sigma^2 = \mathrm{softplus}(s) + 10^{-5}` for each channel. Gradient
+    reaches μ and s: both are learned. The loss may be negative.
+
+    Args:
+        mean_s: μ, predicted from the student's map; B×C×H×W or B×C, the teacher's shape.
+        f_t: teacher's map.
+        log_scale: s, C; see :func:`initial_log_scale`.
+
+    Returns:
+        A scalar, in nats for each element of the map.
+
+    Raises:
+        ValueError: if the shapes of μ and the teacher's map differ.
+
+    Source: Ahn et al. 2019, "Variational Information Distillation for Knowledge Transfer",
+    arXiv 1904.05835.
+
+    >>> import torch
+    >>> log_scale = torch.full((1,), initial_log_scale(variance=1.0))
+    >>> round(variational_information(torch.zeros(1, 1), torch.ones(1, 1), log_scale).item(), 4)
+    0.5
+    """
+    _check_same_shape(mean_s, f_t)
+    variance = F.softplus(wide(log_scale)) + _MIN_VARIANCE
+    variance = variance.view(-1, *(1,) * (f_t.dim() - 2))
+    squared = (wide(mean_s) - wide(f_t.detach())).square()
+    return (squared / variance + variance.log()).mean() / 2
+
+
+def initial_log_scale(variance: float = 5.0) -> float:
+    """The s of :func:`variational_information` at which σ² has this value.
+
+    Args:
+        variance: σ², above 1e-5.
+
+    Raises:
+        ValueError: if the variance is not above 1e-5.
+
+    >>> round(initial_log_scale(), 4)
+    4.9932
+    """
+    excess = variance - _MIN_VARIANCE
+    if not excess > 0:
+        raise ValueError(f"a variance must be above {_MIN_VARIANCE}, got {variance}")
+    return excess + math.log(-math.expm1(-excess))  # ln(eˣ − 1), which overflows for large x
+
+
+def flow(f_s1: Tensor, f_s2: Tensor, f_t1: Tensor, f_t2: Tensor) -> Tensor:
+    r"""Flow of the solution procedure (FSP) :math:`\mathrm{mean}\,(G_s - G_t)^2`.
+
+    G, B×C₁×C₂, holds for each channel of an early map and each of a later map of one
+    network the mean over positions of their product. The larger of the two maps is
+    max-pooled to the smaller.
+
+    Args:
+        f_s1: student's early map, B×C₁×H×W.
+        f_s2: student's later map, B×C₂×H'×W'.
+        f_t1: teacher's early map, of C₁ channels.
+        f_t2: teacher's later map, of C₂ channels.
+
+    Returns:
+        A scalar, in activations to the fourth power; so its weight depends on their size.
+
+    Raises:
+        ValueError: if the networks' numbers of channels differ.
+
+    Source: Yim et al. 2017, "A Gift from Knowledge Distillation: Fast Optimization, Network
+    Minimization and Transfer Learning", CVPR.
+
+    >>> import torch
+    >>> one, two = torch.ones(1, 1, 4, 4), torch.full((1, 1, 2, 2), 2.0)
+    >>> flow(one, two, one, one).item()
+    1.0
+    """
+    channels_s = f_s1.shape[1], f_s2.shape[1]
+    channels_t = f_t1.shape[1], f_t2.shape[1]
+    if channels_s != channels_t:
+        raise ValueError(
+            f"flow compares maps of equal numbers of channels, got {channels_s} of the student "
+            f"and {channels_t} of the teacher"
+        )
+    return F.mse_loss(_flow_matrix(f_s1, f_s2), _flow_matrix(f_t1.detach(), f_t2.detach()))
+
+
+def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:
+    r"""Hierarchical context loss (HCL) :math:`\sum_l w_l\,\mathrm{MSE}_l / \sum_l w_l`.
+
+    Level 0 is the full map; the next are its average pools of 4×4, 2×2 and 1×1, those
+    that are smaller than the map. The weight halves from each level to the next: 1, ½, ….
+
+    Args:
+        f_s: student's fused map, B×C×H×W.
+        f_t: teacher's map, of the same shape.
+
+    Returns:
+        A scalar, in squared activations; so its weight depends on their size.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: Chen et al. 2021, "Distilling Knowledge via Knowledge Review", arXiv 2104.09044.
+
+    >>> import torch
+    >>> f_s, f_t = torch.zeros(1, 1, 2, 2), torch.tensor([[[[2.0, 2.0], [0.0, 0.0]]]])
+    >>> round(hierarchical_context(f_s, f_t).item(), 4)  # (2 + ½·1) / 1½
+    1.6667
+    """
+    _check_same_shape(f_s, f_t)
+    difference = wide(f_s) - wide(f_t.detach())  # the pool of a difference is that of the pools
+    sizes = [size for size in (4, 2, 1) if size < min(difference.shape[2:])]
+    levels = [difference, *(F.adaptive_avg_pool2d(difference, size) for size in sizes)]
+    weights = [0.5**i for i in range(len(levels))]
+    errors = [w * x.square().mean() for w, x in zip(weights, levels, strict=True)]
+    return sum(errors[1:], errors[0]) / sum(weights)
+
+
+def unit(x: Tensor, shortest: float = 1e-12) -> Tensor:
+    """``x`` over its length along the last dimension.
+
+    Where it is shorter than ``shortest`` it stays as it is, and so does its gradient, which
+    a division by almost nothing would blow up.
+    """
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(length > shortest, length, 1.0)
+
+
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products of all rows, x·yᵀ; autocast would take and overflow half precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ y.mT
+
+
+def _check_same_shape(f_s: Tensor, f_t: Tensor) -> None:
+    if f_s.shape != f_t.shape:  # else it would be broadcast
+        raise ValueError(
+            f"the student's map has shape {tuple(f_s.shape)}, the teacher's {tuple(f_t.shape)}: "
+            "an adapter must make them equal"
+        )
+
+
+def _at_smaller_size(
+    f_1: Tensor, f_2: Tensor, pool: Callable[[Tensor, tuple[int, int]], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller height and width of the two."""
+    size = min(f_1.shape[2], f_2.shape[2]), min(f_1.shape[3], f_2.shape[3])
+    f_1, f_2 = (f if f.shape[2:] == size else pool(f, size) for f in (f_1, f_2))
+    return f_1, f_2
+
+
+def _attention_map(f: Tensor, power: float) -> Tensor:
+    return unit(f.abs().pow(power).mean(1).flatten(1))
+
+
+def _flow_matrix(f_1: Tensor, f_2: Tensor) -> Tensor:
+    f_1, f_2 = _at_smaller_size(wide(f_1), wide(f_2), F.adaptive_max_pool2d)
+    return products(f_1.flatten(2), f_2.flatten(2)) / f_1[0, 0].numel()

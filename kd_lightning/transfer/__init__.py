@@ -1,0 +1,1 @@
+"""Knowledge beyond the answers: terms that compare layers of both networks, a method a file."""

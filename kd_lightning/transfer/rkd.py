@@ -1,0 +1,34 @@
+"""RKD: distances and angles between samples are to be those of the teacher's embedding.
+
+Park et al. 2019, "Relational Knowledge Distillation", arXiv 1904.05068.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from kd_lightning.losses.relation import angle_relation, distance_relation
+from kd_lightning.transfer.term import Term
+
+
+class RKD(Term):
+    """Weighted sum of the distance-wise and the angle-wise loss of embeddings.
+
+    Args:
+        distance: weight of the distances.
+        angle: weight of the angles.
+        **settings: see :class:`~kd_lightning.transfer.term.Term`.
+    """
+
+    role = "embedding"
+
+    def __init__(self, distance: float = 25.0, angle: float = 50.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.distance, self.angle = distance, angle
+
+    def compare(self, f_s: list[Tensor], f_t: list[Tensor], index: Tensor) -> Tensor:
+        losses = [
+            self.distance * distance_relation(s, t) + self.angle * angle_relation(s, t)
+            for s, t in zip(f_s, f_t, strict=True)
+        ]
+        return sum(losses[1:], losses[0])
