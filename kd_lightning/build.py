@@ -14,7 +14,7 @@ from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.ensemble import Ensemble
 from kd_lightning.errors import UserError
 from kd_lightning.modules.learner import Learner
-from kd_lightning.runs import load_run
+from kd_lightning.runs import load_run, untrained
 
 
 def make(config: Any) -> Any:
@@ -39,10 +39,22 @@ def build_module(cfg: DictConfig, data: InMemoryDataModule, teachers: Sequence[P
     return module(spec=data.spec, teacher=teacher, labels=data.splits["train"].target)
 
 
+def try_out(cfg: DictConfig, data: InMemoryDataModule) -> None:
+    """Build what will train, with an untrained teacher where there is none yet.
+
+    Raises:
+        UserError: if networks, layers or settings do not fit.
+    """
+    module = make(cfg.model)
+    if "teacher" in cfg.model and not cfg.teacher_ckpt:
+        teacher = untrained(cfg.model.teacher, data.spec)
+        module(spec=data.spec, teacher=teacher, labels=data.splits["train"].target)
+
+
 def build_teacher(cfg: DictConfig, spec: DataSpec, checkpoints: Sequence[Path]) -> nn.Module:
     """One network as ``net@teacher`` says; of several, each as its own run directory says."""
     if len(checkpoints) == 1:
-        net = make(cfg.model.teacher)(spec.input_shape, spec.num_classes)
+        net = untrained(cfg.model.teacher, spec)
         return load_network(net, checkpoints[0], option="net@teacher")
     return Ensemble([_member(checkpoint, spec) for checkpoint in checkpoints])
 

@@ -149,10 +149,16 @@ def load_run(path: str | Path) -> Run:
     name, spec = checkpoint["network"], DataSpec.from_plain(checkpoint["spec"])
     described = OmegaConf.select(config.model, name)
     _refuse_strangers(described)
-    net = instantiate(described, _convert_="all")(spec.input_shape, spec.num_classes)
+    net = untrained(described, spec)
     load_network(net, checkpoint_file, option=f"net@{name}")
     finished = (path / "metrics.json").is_file()
     return Run(path, config, net.eval(), spec, read_metrics(path) if finished else {})
+
+
+def untrained(described: Any, spec: DataSpec) -> nn.Module:
+    """The network of a configuration, to be filled from a checkpoint: it fetches no weights."""
+    given = {"weights": None} if "weights" in described else {}
+    return instantiate(described, _convert_="all")(spec.input_shape, spec.num_classes, **given)
 
 
 def _refuse_strangers(config: Any) -> None:

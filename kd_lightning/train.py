@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from omegaconf import DictConfig
 
-from kd_lightning.build import build_data, build_module, make
+from kd_lightning.build import build_data, build_module, make, try_out
 from kd_lightning.chain import Chain
 from kd_lightning.checkpoints import AtomicCheckpointIO, describe_mismatch, read_checkpoint
 from kd_lightning.data.memory import InMemoryDataModule
@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     profiler = PhaseProfiler() if cfg.profile else PassThroughProfiler()
     with profiler.profile("data_next"):
         data = build_data(cfg)
-    make(cfg.model)  # what is wrong with these two shows before a teacher is trained
+    try_out(cfg, data)  # what is wrong with these two shows before a teacher is trained
     build_trainer(cfg, profiler)
     with profiler.profile("find_teacher"):
         teachers = find_teachers(cfg, train) if "teacher" in cfg.model else []

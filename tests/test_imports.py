@@ -39,7 +39,7 @@ OUTSIDE = {
     "nets": {"torch", "torchvision"},
     "errors": set(),
     "seeds": set(),
-    "report": {"matplotlib", "numpy", "rich", "yaml"},
+    "report": {"matplotlib", "numpy", "rich", "scipy", "yaml"},
 }
 CONFIGURED = {"train", "launch", "runs", "build", "pretrain", "chain", "inspect"}
 HYDRA = {"hydra", "omegaconf"}

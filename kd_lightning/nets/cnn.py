@@ -16,6 +16,8 @@ def _after_convs(size: int, convs: int) -> int:
 
 
 def _flat_features(input_shape: Sequence[int], channels: int, convs: int) -> int:
+    if channels < 1:
+        raise UserError("width must be at least 1")
     _, height, width = input_shape
     h, w = _after_convs(height, convs), _after_convs(width, convs)
     if h < 1 or w < 1:
@@ -35,6 +37,7 @@ class TeacherCNN(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: int = 32) -> None:
         super().__init__()
+        flat = _flat_features(input_shape, 2 * width, convs=2)
         self.features = nn.Sequential(
             nn.Conv2d(input_shape[0], width, 3),
             nn.ReLU(),
@@ -45,7 +48,7 @@ class TeacherCNN(nn.Module):
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(_flat_features(input_shape, 2 * width, convs=2), 4 * width),
+            nn.Linear(flat, 4 * width),
             nn.ReLU(),
             nn.Dropout(0.5),
             nn.Linear(4 * width, num_classes),
@@ -66,12 +69,11 @@ class StudentCNN(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: int = 16) -> None:
         super().__init__()
+        flat = _flat_features(input_shape, width, convs=1)
         self.features = nn.Sequential(
             nn.Conv2d(input_shape[0], width, 3), nn.ReLU(), nn.MaxPool2d(2)
         )
-        self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(_flat_features(input_shape, width, convs=1), num_classes)
-        )
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(flat, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))

@@ -181,8 +181,9 @@ def test_distances_and_angles_have_no_origin(embeddings: Draw, loss: Loss) -> No
 @each
 def test_a_batch_of_one_has_no_relations(embeddings: Draw, loss: Loss) -> None:
     e_s, e_t = embeddings(1)
-    value = loss(e_s, e_t)
-    value.backward()
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either
+        value = loss(e_s, e_t)
+        value.backward()
     assert value.item() == pytest.approx(0, abs=1e-14)
     assert e_s.grad is not None
     assert e_s.grad.abs().max() < 1e-14

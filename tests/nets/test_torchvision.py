@@ -1,0 +1,205 @@
+"""Tests of torchvision's networks: names, inputs, weights without a network to fetch them."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from kd_lightning.errors import UserError
+from kd_lightning.nets.torchvision import torchvision_net
+from kd_lightning.runs import _is_network
+
+CIFAR = (3, 32, 32)
+SMALL = "shufflenet_v2_x0_5"
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder where torch keeps weights, and no network to fill it from."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def file_of(name: str, folder: Path) -> Path:
+    """Where torch keeps the default weights of a network."""
+    weights: Any = models.get_model_weights(name)
+    return folder / Path(urlparse(weights.DEFAULT.url).path).name
+
+
+def keep(name: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Leave weights as if they had been downloaded before."""
+    torch.manual_seed(1)
+    state = models.get_model(name).state_dict()
+    torch.save(state, file_of(name, folder))
+    return state
+
+
+def refused(*arguments: Any, **settings: Any) -> str:
+    """The one line a user is told."""
+    with pytest.raises(UserError) as caught:
+        torchvision_net(*arguments, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("resnet18", CIFAR),
+        ("mobilenet_v3_small", (3, 40, 24)),
+        ("vit_b_32", (3, 64, 64)),  # told the size of the images
+        ("googlenet", CIFAR),  # whose auxiliary heads would answer too
+    ],
+)
+def test_a_logit_for_each_class(name: str, shape: tuple[int, int, int]) -> None:
+    net = torchvision_net(shape, 7, name=name)
+    assert net.training
+    assert net(torch.randn(2, *shape)).shape == (2, 7)
+
+
+def test_it_is_torchvisions_own_network() -> None:
+    torch.manual_seed(0)
+    ours = torchvision_net(CIFAR, 10, name="resnet18")
+    torch.manual_seed(0)
+    theirs = models.resnet18(num_classes=10)
+    assert [n for n, _ in ours.named_modules()] == [n for n, _ in theirs.named_modules()]
+    state = theirs.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in ours.state_dict().items())
+
+
+def test_a_run_may_name_it() -> None:
+    assert _is_network("kd_lightning.nets.torchvision.torchvision_net")
+    assert not _is_network("kd_lightning.nets.torchvision.get_close_matches")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("resnt18", "resnet18"), ("efficientnet", "efficientnet_b"), ("", ""), (18, "")],
+)
+def test_an_unknown_name(name: Any, near: str) -> None:
+    told = refused(CIFAR, 10, name=name)
+    assert told.startswith(f"torchvision has no classifier {name} for us; the nearest are {near}")
+
+
+@pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "raft_small", "r3d_18", "mnasnet0_5"])
+def test_what_is_no_classifier_of_images_counts_as_unknown(name: str) -> None:
+    assert "has no classifier" in refused(CIFAR, 10, name=name)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (4, 32, 32), (3, 32), (17,)])
+def test_other_than_three_channels(shape: tuple[int, ...]) -> None:
+    told = refused(shape, 10)
+    assert f"these inputs are {'×'.join(map(str, shape))}: use a network that" in told
+    assert "resnet20" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("inception_v3", CIFAR),
+        ("maxvit_t", CIFAR),
+        ("vit_b_16", (3, 30, 30)),
+        ("alexnet", (3, 40, 40)),
+    ],
+)
+def test_images_of_a_size_the_network_cannot_take(name: str, shape: tuple[int, int, int]) -> None:
+    size = "×".join(map(str, shape))
+    assert refused(shape, 10, name=name).startswith(f"{name} cannot take images of {size}: ")
+
+
+def is_in(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, bool]:
+    return {
+        k: v.shape == state[k].shape and torch.equal(v, state[k])
+        for k, v in net.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", [SMALL, "squeezenet1_1", "mobilenet_v3_small"])
+def test_the_last_layer_is_new_where_the_classes_are_others(name: str, kept: Path) -> None:
+    state = keep(name, kept)
+    found = is_in(state, torchvision_net(CIFAR, 10, name=name, weights="DEFAULT"))
+    head = {SMALL: "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3"}
+    assert {k for k, same in found.items() if not same} == {
+        f"{head[name]}.weight",
+        f"{head[name]}.bias",
+    }
+
+
+def test_the_last_layer_is_kept_where_the_classes_are_as_many(kept: Path) -> None:
+    state = keep(SMALL, kept)
+    for weights in ("DEFAULT", "IMAGENET1K_V1"):
+        net = torchvision_net(CIFAR, 1000, name=SMALL, weights=weights)
+        assert all(is_in(state, net).values())
+
+
+def test_weights_of_old_are_read(kept: Path) -> None:
+    state = models.densenet121().state_dict()
+    old = {
+        k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v for k, v in state.items()
+    }
+    old = {k: v for k, v in old.items() if "num_batches_tracked" not in k}
+    assert set(old) - set(state)
+    torch.save(old, file_of("densenet121", kept))
+    net = torchvision_net(CIFAR, 10, name="densenet121", weights="DEFAULT")
+    different = {k for k, same in is_in(state, net).items() if not same}
+    assert different == {"classifier.weight", "classifier.bias"}
+
+
+def test_weights_for_images_of_another_size(kept: Path) -> None:
+    torch.save({"conv_proj.bias": torch.zeros(768)}, file_of("vit_b_32", kept))
+    told = refused((3, 32, 32), 10, name="vit_b_32", weights="DEFAULT")
+    assert "the weights DEFAULT of vit_b_32 do not fit images of this size" in told
+
+
+def test_a_network_that_a_checkpoint_fills_needs_no_weights() -> None:
+    made = partial(torchvision_net, name=SMALL, weights="DEFAULT")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        made(CIFAR, 10)
+    assert made(CIFAR, 10, weights=None)(torch.randn(2, *CIFAR)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("weights", ["IMAGENET22K", "default", True])
+def test_unknown_weights(weights: Any) -> None:
+    told = refused(CIFAR, 10, name="resnet50", weights=weights)
+    assert told.startswith(f"torchvision has no weights {weights} for resnet50, but IMAGENET1K_V1")
+    assert "IMAGENET1K_V2" in told
+
+
+def test_weights_that_cannot_be_had(kept: Path) -> None:
+    told = refused(CIFAR, 10, name=SMALL, weights="DEFAULT")
+    assert f"the weights DEFAULT of {SMALL} could not be downloaded or read (" in told
+    assert file_of(SMALL, kept).name in told
+    assert f"into {kept}, or use weights=null" in told
+
+
+@pytest.mark.parametrize("length", [0, 100, 100_000])
+def test_weights_cut_short(kept: Path, length: int) -> None:
+    keep(SMALL, kept)
+    file = file_of(SMALL, kept)
+    file.write_bytes(file.read_bytes()[:length])
+    assert "could not be downloaded or read" in refused(CIFAR, 10, name=SMALL, weights="DEFAULT")
+
+
+class RunsCode:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_file_in_place_of_weights_runs_no_code(kept: Path, tmp_path: Path) -> None:
+    torch.save({"fc.weight": RunsCode(tmp_path / "trace")}, file_of(SMALL, kept))
+    assert "could not be downloaded or read" in refused(CIFAR, 10, name=SMALL, weights="DEFAULT")
+    assert not (tmp_path / "trace").exists()
