@@ -47,9 +47,11 @@ class Chain:
                 raise UserError(f"chain.generations must be at least 2, got {chain.generations}")
             self.names = [f"generation {i}" for i in range(chain.generations)]
             self.nets = [cfg.student] * chain.generations
-        else:
+        elif "assistants" in chain:
             self.names = [*map(str, chain.assistants), "student"]
             self.nets = [*chain.assistants.values(), cfg.student]
+        else:
+            raise UserError("chain needs generations or assistants: see conf/experiment")
 
     def run(self) -> dict[str, Any]:
         """Train what is not finished; the last link's figures, and those of all."""

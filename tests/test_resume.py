@@ -1,12 +1,7 @@
 """Runs that are killed with ``kill -9`` and go on as if nothing had happened."""
 
 import csv
-import os
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, Command
+from killer import Killer
 
 from kd_lightning.checkpoints import read_checkpoint
 from kd_lightning.runs import read_metrics
@@ -46,30 +42,6 @@ class Lives:
     run_dir: Path
     left: list[Files]
     outcomes: list[subprocess.CompletedProcess[str]]
-
-
-class Killer:
-    """Starts the command and kills it, with all it has started, once ``when`` is true."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = {**environment, "PYTHONPATH": str(ROOT / "tests")}
-
-    def __call__(self, *arguments: str, when: Callable[[], bool]) -> None:
-        command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        while process.poll() is None and not when():
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        _, said = process.communicate()
-        assert process.returncode == -signal.SIGKILL, said
 
 
 def live_student(run_dir: Path, command: Command, kill: Killer) -> Lives:
