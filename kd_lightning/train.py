@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from omegaconf import DictConfig
 
+from kd_lightning.allocator import keep_freed_memory
 from kd_lightning.build import build_data, build_module, make, try_out
 from kd_lightning.chain import Chain
 from kd_lightning.checkpoints import AtomicCheckpointIO, describe_mismatch, read_checkpoint
@@ -28,7 +29,14 @@ from kd_lightning.modules.learner import Learner
 from kd_lightning.phases import PhaseProfiler
 from kd_lightning.pretrain import find_teachers, publish
 from kd_lightning.report.run import print_run
-from kd_lightning.runs import choices, commit, find_checkpoint, write_config, write_metrics
+from kd_lightning.runs import (
+    choices,
+    commit,
+    find_checkpoint,
+    write_config,
+    write_evidence,
+    write_metrics,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +47,7 @@ CONF = next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir())  # w
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float:
     quieten()
+    keep_freed_memory()
     sys.path += [d for d in config_dirs() if d not in sys.path]  # a plug-in's code lies there too
     job = run_chain if cfg.chain else train
     return run_job(lambda: job(cfg)[cfg.monitor])
@@ -101,6 +110,8 @@ def run(
     best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
     trainer.validate(module, data, ckpt_path=best, verbose=False, weights_only=True)
     figures = dict(trainer.callback_metrics)
+    if trainer.is_global_zero:
+        write_evidence(Path(cfg.run_dir), module.tables)
     remember(cfg, trainer, module, data, "test")
     trainer.test(module, data, verbose=False)
     figures |= trainer.callback_metrics
@@ -127,7 +138,8 @@ def remember(
 
 def finish(cfg: DictConfig, trainer: L.Trainer, metrics: dict[str, Any]) -> None:
     """Leave the run directory complete, and say what came out."""
-    log_hyperparameters(trainer.loggers, choices(cfg, own_overrides(cfg)), metrics)
+    chosen = choices(cfg, own_overrides(cfg))
+    log_hyperparameters(trainer.loggers, chosen, metrics, trainer.global_step)
     write_metrics(Path(cfg.run_dir), metrics)
     print_run(Path(cfg.run_dir))
 

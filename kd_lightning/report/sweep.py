@@ -1,15 +1,16 @@
 """A sweep's directory in, one table of its jobs out."""
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from kd_lightning.report.groups import short_names
+from kd_lightning.report.read import Run, jobs_of, read_run
 from kd_lightning.report.run import console, percent
 
 COLUMNS = ("val\naccuracy", "test\naccuracy", "agreement", "parameters", "seconds")
@@ -37,9 +38,9 @@ class SweepTable:
         for name in self.header:
             table.add_column(name, overflow="fold", justify="left" if name == "job" else "right")
         for row in self.teachers:
-            table.add_row(*row, style="dim", end_section=row is self.teachers[-1])
+            table.add_row(*map(Text, row), style="dim", end_section=row is self.teachers[-1])
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a value in brackets is no markup
         console().print(table)
 
     def write(self, folder: Path) -> None:
@@ -54,42 +55,19 @@ class SweepTable:
 
 def sweep_table(folder: Path) -> SweepTable:
     """The table of the jobs in a sweep's directory, in the order they were numbered."""
-    jobs = sorted((p.parent.parent for p in folder.glob("*/.hydra/overrides.yaml")), key=_number)
-    overrides = [_overrides(job) for job in jobs]
-    metrics = [_metrics(job) for job in jobs]
-    swept = [k for k in dict.fromkeys(k for o in overrides for k in o) if _varies(k, overrides)]
+    jobs = [read_run(job) for job in jobs_of(folder)]
+    swept = [key for key in dict.fromkeys(k for j in jobs for k in j.typed) if _varies(key, jobs)]
     rows = [
-        [job.name, *(o.get(k, "") for k in swept), *_figures(m)]
-        for job, o, m in zip(jobs, overrides, metrics, strict=True)
+        [job.path.name, *(job.typed.get(k, "") for k in swept), *_figures(job.metrics)]
+        for job in jobs
     ]
-    failed = [job.name for job, m in zip(jobs, metrics, strict=True) if not m]
-    header = ["job", *_short(swept), *COLUMNS]
-    return SweepTable(header, rows, _teachers(metrics, len(swept)), failed)
+    failed = [job.path.name for job in jobs if not job.metrics]
+    header = ["job", *short_names(swept), *COLUMNS]
+    return SweepTable(header, rows, _teachers([job.metrics for job in jobs], len(swept)), failed)
 
 
-def _number(job: Path) -> tuple[int, str]:
-    return (int(job.name), "") if job.name.isdigit() else (-1, job.name)
-
-
-def _overrides(job: Path) -> dict[str, str]:
-    lines = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text()) or []
-    pairs = (line.lstrip("+~").partition("=") for line in lines)
-    return {key: value for key, _, value in pairs}
-
-
-def _metrics(job: Path) -> dict[str, Any]:
-    file = job / "metrics.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _varies(key: str, overrides: list[dict[str, str]]) -> bool:
-    return len({o.get(key) for o in overrides}) > 1
-
-
-def _short(keys: list[str]) -> list[str]:
-    """``temperature`` for ``method.temperature``, unless another key ends alike."""
-    ends = [k.rpartition(".")[2] for k in keys]
-    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+def _varies(key: str, jobs: list[Run]) -> bool:
+    return len({job.typed.get(key) for job in jobs}) > 1
 
 
 def _figures(m: dict[str, Any]) -> list[str]:

@@ -1,0 +1,167 @@
+"""Each group beside its control: what a report says, before it is put in any form."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kd_lightning.report.groups import Group, Groups, find_controls, group_runs, is_taught
+from kd_lightning.report.read import Run
+from kd_lightning.report.stats import Difference, Summary, difference, holm, summarize, verdict
+
+VAL, TEST = "val/accuracy", "test/accuracy"
+# Options of method= whose teachers teach nothing, to see what a gain is not due to.
+PLACEBOS = ("permuted", "untrained")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A group and how it compares.
+
+    Attributes:
+        group: its runs.
+        control: what it is compared with; itself where it is a control.
+        val: its validation accuracy.
+        test: its test accuracy.
+        difference: test accuracy less the control's.
+        p: of that difference, Holm-adjusted over the report.
+        verdict: in words.
+    """
+
+    group: Group
+    control: Group | None
+    val: Summary | None
+    test: Summary | None
+    difference: Difference | None
+    p: float | None
+    verdict: str
+
+    @property
+    def is_control(self) -> bool:
+        return self.control is self.group
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """One teacher, or several that taught the same groups, each another seed.
+
+    Attributes:
+        runs: a student's run of each, which knows its teacher's figures.
+        pupils: the labels of the groups.
+    """
+
+    runs: dict[str, Run]
+    pupils: list[str]
+
+    def scores(self, name: str) -> list[float]:
+        """A figure of each, named as a student's is: its own has ``teacher_`` before it."""
+        split, slash, figure = name.rpartition("/")
+        found = (run.number(f"{split}{slash}teacher_{figure}") for run in self.runs.values())
+        return [score for score in found if score is not None]
+
+    def summary(self, name: str) -> Summary | None:
+        scores = self.scores(name)
+        return summarize(scores) if scores else None
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything that is told.
+
+    Attributes:
+        columns: what was swept, and its short names.
+        rows: the groups.
+        teachers: of all groups.
+        unfinished: runs without figures.
+        repeats: runs that a later one of the same group and seed replaces.
+        named: how ``--control`` names the control; empty for labels alone.
+    """
+
+    columns: dict[str, str]
+    rows: list[Row]
+    teachers: list[Teacher]
+    unfinished: list[Run]
+    repeats: list[Run]
+    named: str = ""
+
+    @property
+    def runs(self) -> list[Run]:
+        """All that were counted."""
+        return [run for row in self.rows for run in row.group.runs.values()]
+
+    @property
+    def control(self) -> str:
+        """What the others are compared with."""
+        return self.named or "labels alone"
+
+    @property
+    def compared(self) -> list[Row]:
+        return [row for row in self.rows if row.difference]
+
+    @property
+    def best(self) -> Row | None:
+        """Picked on validation, among all."""
+        return best_on_validation(self.rows)
+
+    @property
+    def lead(self) -> Row | None:
+        """Picked on validation, among those that distil and have a control."""
+        distilled = [row for row in self.compared if _distils(row.group)]
+        return best_on_validation(distilled or self.compared)
+
+
+def build_report(runs: Sequence[Run], named: Sequence[str] = ()) -> Report:
+    """Group the runs, find the controls and compare."""
+    groups = group_runs(runs)
+    unfinished = [run for run in runs if not run.metrics]
+    rows = _compare(groups, find_controls(groups, named))
+    teachers = _teachers(groups.groups)
+    named_control = ", ".join(named)
+    return Report(groups.columns, rows, teachers, unfinished, groups.repeats, named_control)
+
+
+def _distils(group: Group) -> bool:
+    placebo = any(name in value for value in group.values.values() for name in PLACEBOS)
+    return is_taught(group.first) and not placebo
+
+
+def best_on_validation(rows: list[Row]) -> Row | None:
+    """The row with the highest mean validation accuracy."""
+    scored = [(row.val.mean, row) for row in rows if row.val]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def _compare(groups: Groups, controls: dict[Group, Group]) -> list[Row]:
+    found = {g: _difference(g, controls.get(g)) for g in groups.groups}
+    raw = {g: d.p for g, d in found.items() if d and d.p is not None}
+    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
+    rows = []
+    for group, delta in found.items():
+        control, p = controls.get(group), adjusted.get(group)
+        words = verdict(delta, p) if delta else "control" if control is group else "no control"
+        val, test = (_summary(group, name) for name in (VAL, TEST))
+        rows.append(Row(group, control, val, test, delta, p, words))
+    return rows
+
+
+def _teachers(groups: Sequence[Group]) -> list[Teacher]:
+    found: list[Teacher] = []
+    for group in groups:
+        own = {run.teacher: run for run in group.runs.values() if run.teacher}
+        same = [teacher for teacher in found if teacher.runs.keys() & own.keys()]
+        if same:
+            same[0].runs.update(own)
+            same[0].pupils.append(group.label)
+        elif own:
+            found.append(Teacher(own, [group.label]))
+    return found
+
+
+def _difference(group: Group, control: Group | None) -> Difference | None:
+    if control is None or control is group:
+        return None
+    ours, theirs = group.scores(TEST), control.scores(TEST)
+    return difference(ours, theirs) if ours and theirs else None
+
+
+def _summary(group: Group, name: str) -> Summary | None:
+    scores = group.scores(name)
+    return summarize(list(scores.values())) if scores else None

@@ -1,0 +1,215 @@
+"""The table of a report: for the terminal, for Markdown, and in full as CSV.
+
+A cell may have a second line, which says how sure its first one is.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import fmean, stdev
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from kd_lightning.report.compare import TEST, VAL, Report, Row, Teacher
+from kd_lightning.report.groups import Group
+from kd_lightning.report.run import console
+from kd_lightning.report.words import (
+    interval,
+    mean,
+    p_value,
+    percents,
+    points,
+    spread,
+    teacher_name,
+)
+
+DIFFERENCE = "difference, points\n95 % interval"
+HEADER = {  # of the page, and narrower for the terminal
+    "n": "n",
+    "validation, %\nmean ± sd, interval": "val\n%",
+    "test, %\nmean ± sd": "test\n%",
+    DIFFERENCE: "difference\npoints",
+    "p\nHolm": "p\n(Holm)",
+    "verdict\non test": "verdict",
+    "agreement, %\nwith teacher": "agree-\nment %",
+    "parameters": "para-\nmeters",
+    "seconds": "time\ns",
+}
+COSTS = ("multiply_adds", "bytes", "latency_ms")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under a header, the teachers first."""
+
+    header: list[str]
+    teachers: list[list[str]]
+    rows: list[list[str]]
+
+    def without_empty_columns(self) -> "Table":
+        """The same, less the columns that nobody fills."""
+        lines = [*self.teachers, *self.rows]
+        kept = [i for i in range(len(self.header)) if any(line[i] for line in lines)]
+        narrow = [[line[i] for i in kept] for line in (self.header, *lines)]
+        ends = 1 + len(self.teachers)
+        return Table(narrow[0], narrow[1:ends], narrow[ends:])
+
+
+def main_table(report: Report) -> Table:
+    """What the report is about."""
+    keys = list(report.columns.values()) or ["group"]
+    rows = []
+    for row in report.rows:
+        values = list(row.group.values.values()) or [row.group.label]
+        star = " ★" if row is report.best and len(report.rows) > 1 else ""
+        rows.append([*values[:-1], values[-1] + star, *_figures(row)])
+    teachers = [_teacher(teacher, report, len(keys)) for teacher in report.teachers]
+    return Table([*keys, *HEADER], teachers, rows).without_empty_columns()
+
+
+def more_table(report: Report) -> Table:
+    """Fidelity, calibration and cost: every further figure of validation that is there."""
+    names = further_figures(report)
+    rows = [
+        [r.group.label, *(_plain(r.group.scores(name).values()) for name in names)]
+        for r in report.rows
+    ]
+    teachers = [
+        [teacher_name(teacher, report), *(_plain(teacher.scores(name)) for name in names)]
+        for teacher in report.teachers
+    ]
+    header = ["group", *(name.removeprefix("val/").replace("_", " ") for name in names)]
+    return Table(header, [t for t in teachers if any(t[1:])], rows)
+
+
+def further_figures(report: Report) -> list[str]:
+    """Names of the figures that the main table leaves out, classes one by one aside."""
+    names = dict.fromkeys(name for run in report.runs for name in run.metrics)
+    found = [
+        name
+        for name in names
+        if (name.startswith("val/") or name in COSTS)
+        and name != VAL
+        and not name.rpartition("/")[2].startswith("teacher_")
+        and "class" not in name
+    ]
+    return [n for n in found if any(run.number(n) is not None for run in report.runs)]
+
+
+def print_table(table: Table) -> None:
+    """To the terminal."""
+    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in table.header:
+        short, is_verdict = HEADER.get(name, name), name.startswith("verdict")
+        least = len("no difference") if is_verdict else None  # it goes on in the next line
+        fixed = name in HEADER and not is_verdict
+        rich.add_column(
+            Text(short), overflow="fold", justify="right", no_wrap=fixed, min_width=least
+        )
+    for row in table.teachers:
+        last = row is table.teachers[-1]
+        rich.add_row(*map(Text, row), style="dim", end_section=last)
+    for row in table.rows:
+        rich.add_row(*map(Text, row))
+    console().print(rich)
+
+
+def markdown(table: Table) -> str:
+    """A pipe table; nothing in a cell can break out of it."""
+    lines = [table.header, ["---"] * len(table.header), *table.teachers, *table.rows]
+    return "".join(f"| {' | '.join(map(markdown_text, line))} |\n" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for sign in "\\`*[]":
+        text = text.replace(sign, f"\\{sign}")
+    return escape(text, quote=False).replace("|", "&#124;").replace("\n", "<br>")
+
+
+def write_csv(report: Report, file: Path) -> None:
+    """Every figure of every group, unrounded, for other programs."""
+    names = sorted({name for run in report.runs for name in run.metrics} - {"seed"})
+    names = [name for name in names if any(run.number(name) is not None for run in report.runs)]
+    about = ("control", "difference", "low", "high", "p", "p_holm", "paired", "verdict", "best")
+    spreads = [f"{name} {what}" for name in names for what in ("mean", "sd")]
+    with file.open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow([*report.columns, "n", "seeds", *about, *spreads])
+        for row in report.rows:
+            writer.writerow([*_about(row, report), *_numbers(row.group, names)])
+
+
+def _about(row: Row, report: Report) -> list[object]:
+    delta = row.difference
+    found = (delta.mean, delta.low, delta.high, delta.p) if delta else (None,) * 4
+    return [
+        *row.group.values.values(),
+        len(row.group.runs),
+        " ".join(row.group.runs),
+        row.control.label if row.control else None,
+        *found,
+        row.p,
+        delta.paired if delta else None,
+        row.verdict,
+        row is report.best,
+    ]
+
+
+def _numbers(group: Group, names: Sequence[str]) -> list[float | None]:
+    cells: list[float | None] = []
+    for name in names:
+        scores = list(group.scores(name).values())
+        cells.append(fmean(scores) if scores else None)
+        cells.append(stdev(scores) if len(scores) > 1 else None)
+    return cells
+
+
+def _figures(row: Row) -> list[str]:
+    group, delta, val = row.group, row.difference, row.val
+    agreement = group.scores("test/agreement")
+    change = [points(delta.mean), interval(delta.low, delta.high, signed=True)] if delta else []
+    return [
+        str(len(group.runs)),
+        _two_lines(spread(val), interval(val.low, val.high) if val else ""),
+        spread(row.test),
+        _two_lines(*change),
+        p_value(row.p),
+        row.verdict,
+        percents(mean(group, "test/agreement")) if agreement else "",
+        _number(group, "parameters", ",.0f"),
+        _number(group, "seconds", ".1f"),
+    ]
+
+
+def _teacher(teacher: Teacher, report: Report, width: int) -> list[str]:
+    name, parameters = teacher_name(teacher, report), teacher.scores("parameters")
+    count = str(len(teacher.runs)) if len(teacher.runs) > 1 else ""
+    accuracies = [spread(teacher.summary(split)) for split in (VAL, TEST)]
+    size = f"{fmean(parameters):,.0f}" if parameters else ""
+    return [name, *[""] * (width - 1), count, *accuracies, "", "", "", "", size, ""]
+
+
+def _two_lines(*lines: str) -> str:
+    return "\n".join(line for line in lines if line)
+
+
+def _number(group: Group, name: str, form: str) -> str:
+    return format(mean(group, name), form) if group.scores(name) else ""
+
+
+def _plain(scores: Iterable[float]) -> str:
+    found = list(scores)
+    known = [fmean(found)] if found else []
+    if len(found) > 1 and max(found) > min(found):
+        known.append(stdev(found))
+    return " ± ".join(map(_short, known))
+
+
+def _short(number: float) -> str:
+    """Four decimals below a thousand, none above."""
+    return f"{number:,.0f}" if abs(number) >= 1000 or number == int(number) else f"{number:.4f}"
