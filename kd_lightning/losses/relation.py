@@ -65,7 +65,7 @@ def angle_relation(e_s: Tensor, e_t: Tensor) -> Tensor:
     r"""Angle-wise relational loss (RKD-A): SmoothL1 of :math:`\cos\angle(e_j - e_i, e_k - e_i)`.
 
     Averaged over all B³ triplets; where two of the three are at one place the cosine
-    counts as 0. Takes memory for B²·D + B³ numbers: meant for embeddings, not for maps.
+    counts as 0. Takes memory for B³ numbers.
 
     Args:
         e_s: student's embeddings, B×….
@@ -156,10 +156,21 @@ def _distances(e: Tensor) -> Tensor:
 
 
 def _angles(e: Tensor) -> Tensor:
-    """Cosine of the angle at i between j and k, B×B×B."""
+    """Cosine of the angle at i between j and k, B×B×B.
+
+    From inner products, B³ numbers instead of B²·D; in double precision, since they are
+    differences of large numbers where samples are near.
+    """
     rows = _rows(e)
-    direction = unit(rows[None, :] - rows[:, None])
-    return products(direction, direction)
+    exact = rows.dtype if rows.device.type == "mps" else torch.float64  # mps has no doubles
+    gram = products(rows.to(exact), rows.to(exact))
+    own = gram.diagonal()
+    inner = gram[None] - gram[:, :, None] - gram[:, None, :] + own[:, None, None]
+    size = own[:, None] + own[None]
+    square = size - 2 * gram
+    apart = square > (1e-12 * size).clamp(min=1e-24)  # else at one place, up to rounding
+    scale = torch.where(apart, square, 1.0).rsqrt() * apart
+    return (inner * scale[:, :, None] * scale[:, None, :]).to(rows.dtype)
 
 
 def _cosines(e: Tensor) -> Tensor:
