@@ -60,7 +60,7 @@ def build_teacher(cfg: DictConfig, spec: DataSpec, checkpoints: Sequence[Path]) 
 
 
 def _member(checkpoint: Path, spec: DataSpec) -> nn.Module:
-    run = load_run(checkpoint.parent.parent)
+    run = load_run(checkpoint.parent.parent, checkpoint.stem)
     if run.spec[:2] != spec[:2]:
         raise UserError(
             f"teacher_ckpt: {run.path} was trained on samples of {run.spec.input_shape} in "

@@ -31,12 +31,20 @@ def inspect(cfg: DictConfig) -> float:
     spec = build_data(cfg).spec
     sample = torch.zeros(2, *spec.input_shape)
     nets = {n: make(cfg[n])(spec.input_shape, spec.num_classes) for n in ("student", "teacher")}
-    grid = Table.grid(padding=(0, 4))
-    grid.add_row(*(network_table(name, net, sample) for name, net in nets.items()))
-    console().print(grid)
+    print_side_by_side([network_table(name, net, sample) for name, net in nets.items()])
     for line in proposals(nets["student"], nets["teacher"], sample):
         console().print(line, soft_wrap=True, highlight=False, markup=False)
     return 0.0
+
+
+def print_side_by_side(tables: list[Table]) -> None:
+    """Print tables beside one another; where the terminal is too narrow, one by one."""
+    grid = Table.grid(padding=(0, 4))
+    grid.add_row(*tables)
+    screen = console()
+    needed = screen.measure(grid, options=screen.options.update(max_width=10_000)).maximum
+    for table in [grid] if needed <= screen.width else tables:
+        screen.print(table)
 
 
 def network_table(name: str, net: nn.Module, sample: Tensor) -> Table:
@@ -92,9 +100,19 @@ def proposals(student: nn.Module, teacher: nn.Module, sample: Tensor) -> list[st
 
 
 def _paste(method: str, found: list[tuple[str, str]]) -> str:
-    of_student, of_teacher = (",".join(column) for column in zip(*found, strict=True))
-    one = len(found) == 1
-    values = (of_student, of_teacher) if one else (f"[{of_student}]", f"[{of_teacher}]")
-    names = (f"method.transfer.{method}.student", f"method.transfer.{method}.teacher")
-    words = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
-    return f"  method={method} {' '.join(words if one else (repr(w) for w in words))}"
+    words = []
+    for network, paths in zip(("student", "teacher"), zip(*found, strict=True), strict=True):
+        named = [_as_text(path) for path in paths]
+        value = named[0] if len(named) == 1 else f"[{','.join(named)}]"
+        word = f"method.transfer.{method}.{network}={value}"
+        words.append(repr(word) if set("'[") & set(value) else word)
+    return f"  method={method} {' '.join(words)}"
+
+
+def _as_text(path: str) -> str:
+    """A path in quotes where Hydra would take it for a number, as 0.1 of unnamed layers."""
+    return f"'{path}'" if path.replace(".", "", 1).isdigit() else path
+
+
+if __name__ == "__main__":
+    main()

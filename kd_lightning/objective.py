@@ -30,11 +30,14 @@ class Objective(nn.Module):
         temperature: T > 0 of the response loss, a number, a schedule, or learned. Its
             factor T² is part of that loss.
         response: the response loss, by default :func:`~kd_lightning.losses.soft_targets`.
-            It is given what it names: ``z_s``, ``z_t``, ``temperature``, ``target``.
+            It is given what it names: ``z_s``, ``z_t``, ``temperature``, ``target``,
+            ``index``.
         hard_weight: weight of the hard loss where it is not 1 − alpha; alpha may then be
             any number from 0.
         transfer: terms that compare layers, by name.
         ensemble: of several teachers, the mean of ``probabilities`` at T or of ``logits``.
+        label_smoothing: share of each label that the hard loss spreads over all classes, in
+            0…1 (Szegedy et al. 2016, arXiv 1512.00567, §7).
 
     Raises:
         UserError: if a number is out of its range.
@@ -48,29 +51,34 @@ class Objective(nn.Module):
         hard_weight: float | Schedule | None = None,
         transfer: Mapping[str, Term] | None = None,
         ensemble: str = "probabilities",
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         most = 1 if hard_weight is None else math.inf
-        self.alpha = _within("alpha", alpha, 0, most, "weight of the teacher's answers")
+        self.alpha = _weight("alpha", alpha, "weight of the teacher's answers", most)
         if isinstance(temperature, LearnedTemperature):
             self.temperature = temperature
         else:
-            self.temperature = _within("temperature", temperature, 1e-9, 1e9, "a positive number")
+            self.temperature = _schedule(
+                "temperature", temperature, lambda t: t > 0, "be a positive number"
+            )
         self.hard_weight = (
             (lambda epoch: 1 - self.alpha(epoch))
             if hard_weight is None
-            else _within("hard_weight", hard_weight, 0, math.inf, "weight of the labels")
+            else _weight("hard_weight", hard_weight, "weight of the labels")
         )
         if ensemble not in MEANS:
             raise UserError(f"method.ensemble must be one of {', '.join(MEANS)}, got {ensemble}")
-        self.mean_of_teachers = MEANS[ensemble]
+        if not 0 <= label_smoothing <= 1:
+            raise UserError(f"method.label_smoothing must lie in 0…1, got {label_smoothing}")
+        self.mean_of_teachers, self.label_smoothing = MEANS[ensemble], label_smoothing
         self.response = response
         self._asked = set(inspect.signature(response).parameters)
         self.uses_response = callable(alpha) or alpha > 0
         used = {k: t for k, t in (transfer or {}).items() if callable(t.weight) or t.weight != 0}
         self.transfer = nn.ModuleDict(used)
         self.weights = {
-            name: _within(f"transfer.{name}.weight", term.weight, 0, math.inf, "its weight")
+            name: _weight(f"transfer.{name}.weight", term.weight, "weight of the term")
             for name, term in used.items()
         }
         self._last_temperature: Tensor | float = math.nan
@@ -119,6 +127,18 @@ class Objective(nn.Module):
         weights = {f"weight_{name}": weight(epoch) for name, weight in self.weights.items()}
         return {"alpha": self.alpha(epoch), "temperature": float(temperature), **weights}
 
+    def term_weights(self, epoch: float) -> dict[str, float]:
+        """What each term counts for at a time, by the term's name."""
+        response = {"response": self.alpha(epoch)} if self.uses_response else {}
+        others = {name: weight(epoch) for name, weight in self.weights.items()}
+        return {"hard": self.hard_weight(epoch), **response, **others}
+
+    def temperature_of(self, z_s: Tensor, z_t: Tensor, epoch: float) -> float | Tensor:
+        """T for a batch of logits; B×1 where each sample has its own."""
+        if isinstance(self.temperature, LearnedTemperature):
+            return self.temperature(z_s, self.mean_of_teachers(z_t, 1.0), epoch)
+        return self.temperature(epoch)
+
     def forward(
         self,
         student: Outputs,
@@ -138,37 +158,42 @@ class Objective(nn.Module):
                 memory of them.
             epoch: time trained so far; 2.5 is the middle of the third epoch.
         """
-        terms = {"hard": F.cross_entropy(student["logits"], target)}
-        loss = self.hard_weight(epoch) * terms["hard"]
+        weights = self.term_weights(epoch)
+        z_s, smoothing = student["logits"], self.label_smoothing
+        terms = {"hard": F.cross_entropy(z_s, target, label_smoothing=smoothing)}
+        loss = weights["hard"] * terms["hard"]
         if self.needs_teacher:
             assert teacher is not None, "this objective needs the teacher's outputs"
             if self.uses_response:
-                terms["response"] = self._response(student, teacher, target, epoch)
-                loss = loss + self.alpha(epoch) * terms["response"]
+                terms["response"] = self._response(z_s, teacher, target, index, epoch)
+                loss = loss + weights["response"] * terms["response"]
             for name, term in self.transfer.items():
                 terms[name] = term(student, teacher, index)
-                loss = loss + self.weights[name](epoch) * terms[name]
+                loss = loss + weights[name] * terms[name]
         return {"loss": loss, **terms}
 
-    def _response(self, student: Outputs, teacher: Outputs, target: Tensor, epoch: float) -> Tensor:
-        z_s, z_t = student["logits"], teacher["logits"].detach()
-        if isinstance(self.temperature, LearnedTemperature):
-            temperature = self.temperature(z_s, self.mean_of_teachers(z_t, 1.0), epoch)
+    def _response(
+        self, z_s: Tensor, teacher: Outputs, target: Tensor, index: Tensor | None, epoch: float
+    ) -> Tensor:
+        z_t = teacher["logits"].detach()
+        temperature = self.temperature_of(z_s, z_t, epoch)
+        if isinstance(temperature, Tensor):
             self._last_temperature = temperature.detach().mean()
-        else:
-            temperature = self.temperature(epoch)
         z_t = self.mean_of_teachers(z_t, temperature)
         given = {"z_s": z_s, "z_t": z_t, "temperature": temperature, "target": target}
-        return self.response(
-            **{name: value for name, value in given.items() if name in self._asked}
-        )
+        given["index"] = index
+        return self.response(**{k: v for k, v in given.items() if k in self._asked})
 
 
-def _within(name: str, value: Any, least: float, most: float, what: str) -> Schedule:
-    """A number or a schedule as a schedule, whose first and last value are in range."""
+def _weight(name: str, value: Any, what: str, most: float = math.inf) -> Schedule:
+    wanted = "be at least 0" if most == math.inf else f"lie in 0…{most}"
+    return _schedule(name, value, lambda weight: 0 <= weight <= most, f"{wanted} ({what})")
+
+
+def _schedule(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> Schedule:
+    """A number or a schedule as a schedule, whose first and last value fit and are finite."""
     schedule = as_schedule(value)
     for number in (schedule(0.0), schedule(math.inf)):
-        if not least <= number <= most:
-            wanted = f"lie in {least}…{most}" if math.isfinite(most) else f"be at least {least}"
-            raise UserError(f"method.{name} must {wanted} ({what}), got {number}")
+        if not (fits(number) and math.isfinite(number)):
+            raise UserError(f"method.{name} must {wanted}, got {number}")
     return schedule

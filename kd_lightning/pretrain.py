@@ -32,6 +32,9 @@ INCIDENTAL = {
     "profiler",
 }
 
+# The callbacks that have a part in what comes out; the others watch.
+FORMATIVE = {"max_norm"}
+
 
 def find_teachers(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> list[Path]:
     """The checkpoints of a job's teacher or teachers; ``train`` makes what is missing."""
@@ -70,11 +73,13 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
 def key_of(job: DictConfig, data: InMemoryDataModule, world_size: int) -> str:
     """The key of what a teacher's job trains."""
     model, trainer = plain(job.model), plain(job.trainer)
+    formative = {k: v for k, v in plain(job.callbacks).items() if k in FORMATIVE}
     recipe = {
         "model": model,
         "trainer": {k: v for k, v in trainer.items() if k not in INCIDENTAL},
         "seed": job.seed,
         "data": [data.fingerprint, data.batch_size, world_size],
         "version": __version__,
+        **({"callbacks": formative} if formative else {}),
     }
     return teacher_key(model["net"]["_target_"].rpartition(".")[2], recipe)

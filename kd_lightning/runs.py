@@ -2,21 +2,25 @@
 
 .hydra/         config.yaml (resolved), overrides.yaml
 checkpoints/    best.ckpt, last.ckpt
+evidence.npz    tables for pictures, of the best epoch on validation data
 metrics.json    flat; written last, so its presence says that the run is finished
 tensorboard/  metrics.csv  train.log
 """
 
+import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -44,14 +48,23 @@ def write_config(run_dir: Path, cfg: DictConfig, overrides: list[str] | None) ->
     """Keep the resolved configuration and, where a user typed it, what was typed."""
     folder = run_dir / ".hydra"
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    _write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     if overrides is not None:
-        _write(folder / "overrides.yaml", OmegaConf.to_yaml(overrides))
+        _write(folder / "overrides.yaml", OmegaConf.to_yaml(overrides).encode())
+
+
+def write_evidence(run_dir: Path, tables: Mapping[str, Tensor]) -> None:
+    """Keep what pictures are drawn from, as float32: see ``metrics.Evidence``."""
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {k: table.float().cpu().numpy() for k, table in tables.items()}
+    np.savez(file, **arrays)
+    _write(run_dir / "evidence.npz", file.getvalue())
 
 
 def write_metrics(run_dir: Path, metrics: Mapping[str, Any]) -> None:
     """Finish a run directory."""
-    _write(run_dir / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
+    text = json.dumps(dict(metrics), indent=2) + "\n"
+    _write(run_dir / "metrics.json", text.encode())
 
 
 def read_metrics(run_dir: Path) -> dict[str, Any]:
@@ -59,31 +72,38 @@ def read_metrics(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "metrics.json").read_text())
 
 
-SECTIONS = ("data", "method", "optimizer", "scheduler", "seed", "student", "teacher", "trainer")
+def typed(cfg: DictConfig, overrides: list[str] | None) -> dict[str, Any]:
+    """What the user typed for this run, ``key=value``, by key; options by their names."""
+    pairs = (override.lstrip("+~").partition("=") for override in overrides or [])
+    return {key.removeprefix("net@"): _typed_value(cfg, key, text) for key, _, text in pairs}
 
 
-def choices(cfg: DictConfig, typed: list[str] | None) -> dict[str, Any]:
-    """What tells this run from others, flat: names with dots, classes by their own name.
+def choices(cfg: DictConfig) -> dict[str, Any]:
+    """What else tells this run from others, flat: options by name, settings, the seed."""
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    parts = ("method", "student") if "objective" in cfg.model else ("teacher",)
+    options = {
+        name: chosen.get(name) or chosen.get(f"net@{name}") for name in (*parts, "teacher", "data")
+    }
+    settings = {k: v for part in parts for k, v in _leaves(plain(cfg[part]), part)}
+    flat = {**options, **settings, "seed": cfg.seed}
+    return {name: value for name, value in flat.items() if value is not None}
 
-    That is the class of each part, the method, the student, the seed, and what was typed.
-    """
-    flat: dict[str, Any] = {}
 
-    def add(name: str, value: Any) -> None:
+def _typed_value(cfg: DictConfig, key: str, text: str) -> Any:
+    value = OmegaConf.select(cfg, key) if "@" not in key else None
+    return value if isinstance(value, int | float | str) else text
+
+
+def _leaves(section: dict[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    """The settings in a section; a function or class that is not its own by its last name."""
+    for key, value in section.items():
         if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{name}.{key}", inner)
-        elif name.endswith("._target_"):
-            flat[name.removesuffix("._target_")] = value.rpartition(".")[2]
-        elif not name.endswith("._partial_"):
-            flat[name] = value
-
-    everything = plain(cfg)
-    for name in SECTIONS:
-        add(name, everything[name])
-    keys = {override.lstrip("+").partition("=")[0] for override in typed or []}
-    always = ("method.", "student.")
-    return {k: v for k, v in flat.items() if "." not in k or k.startswith(always) or k in keys}
+            yield from _leaves(value, f"{name}.{key}")
+        elif key == "_target_" and "." in name:
+            yield name, value.rpartition(".")[2]
+        elif not key.startswith("_"):
+            yield f"{name}.{key}", value
 
 
 def commit() -> str:
@@ -123,8 +143,8 @@ class Run:
         return self.network(Normalizer(self.spec)(images.float())).softmax(dim=1)
 
 
-def load_run(path: str | Path) -> Run:
-    """The configuration and the best network of a run directory.
+def load_run(path: str | Path, checkpoint: str = "best") -> Run:
+    """The configuration and the best network of a run directory, or that of another checkpoint.
 
     Nothing in the directory can run code: weights are loaded as plain tensors, and the
     network's class must be one of this package's, of torchvision's models, or a
@@ -144,9 +164,9 @@ def load_run(path: str | Path) -> Run:
         raise UserError(f"{path} is not a run directory: it has no .hydra/config.yaml")
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
-    checkpoint_file = find_checkpoint(path)
-    checkpoint = read_checkpoint(checkpoint_file)
-    name, spec = checkpoint["network"], DataSpec.from_plain(checkpoint["spec"])
+    checkpoint_file = find_checkpoint(path, checkpoint)
+    content = read_checkpoint(checkpoint_file)
+    name, spec = content["network"], DataSpec.from_plain(content["spec"])
     described = OmegaConf.select(config.model, name)
     _refuse_strangers(described)
     net = untrained(described, spec)
@@ -185,7 +205,7 @@ def _is_network(target: str) -> bool:
     return isinstance(found, type) and issubclass(found, nn.Module)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
+    partial.write_bytes(content)
     partial.replace(path)

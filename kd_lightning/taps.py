@@ -57,11 +57,10 @@ def find(net: nn.Module, path: str) -> nn.Module:
     )
 
 
-def _recorder(found: Outputs, path: str) -> Callable[..., Tensor | None]:
-    def record(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        found[path] = _item(output, path)
-        # the network goes on with a copy: the next layer may work in place (torchvision's do)
-        return output.clone() if isinstance(output, Tensor) else None
+def _recorder(found: Outputs, path: str) -> Callable[..., None]:
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        # a copy: the next layer may work in place (torchvision's do)
+        found[path] = _item(output, path).clone()
 
     return record
 

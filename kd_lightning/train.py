@@ -23,7 +23,7 @@ from kd_lightning.checkpoints import AtomicCheckpointIO, describe_mismatch, read
 from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.launch import config_dirs, expand_resume, one_job, own_overrides, quieten, run_job
-from kd_lightning.loggers import log_hyperparameters
+from kd_lightning.loggers import log_outcome
 from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.modules.learner import Learner
 from kd_lightning.phases import PhaseProfiler
@@ -33,6 +33,7 @@ from kd_lightning.runs import (
     choices,
     commit,
     find_checkpoint,
+    typed,
     write_config,
     write_evidence,
     write_metrics,
@@ -138,8 +139,8 @@ def remember(
 
 def finish(cfg: DictConfig, trainer: L.Trainer, metrics: dict[str, Any]) -> None:
     """Leave the run directory complete, and say what came out."""
-    chosen = choices(cfg, own_overrides(cfg))
-    log_hyperparameters(trainer.loggers, chosen, metrics, trainer.global_step)
+    own = typed(cfg, own_overrides(cfg))
+    log_outcome(trainer.loggers, choices(cfg) | own, metrics, trainer.global_step, first=own)
     write_metrics(Path(cfg.run_dir), metrics)
     print_run(Path(cfg.run_dir))
 

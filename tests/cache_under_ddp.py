@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_cache import CPU, Comparing, fit, student_of
+from test_cache import CPU, Comparing, feature_terms, fit, student_of
 
 from kd_lightning.cache import TeacherCache
 from kd_lightning.data.augment import Augment
@@ -18,7 +18,7 @@ def main(folder: Path) -> None:
     data.setup()
     torch.manual_seed(0)
     teacher = TeacherCNN(data.spec.input_shape, data.spec.num_classes, width=4).eval()
-    module = student_of(data, teacher, Comparing)
+    module = student_of(data, teacher, Comparing, feature_terms())
     module.remember("train", data.prepared("train"), TeacherCache(str(folder)), CPU)
     trainer = fit(module, data, devices=2, strategy="ddp")
     found = {"worst": module.worst, "steps": trainer.global_step, "world_size": trainer.world_size}

@@ -2,6 +2,7 @@
 
 import json
 import time
+import zlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,30 @@ class Spy(L.Callback):
     def on_test_end(self, trainer: L.Trainer, module: Any) -> None:
         notes = {"settings": module.settings(), "threads": torch.get_num_threads(), **self.seen}
         (self.folder / f"spy-{trainer.global_rank}.json").write_text(json.dumps(notes))
+
+
+class Banks(L.Callback):
+    """Leaves ``banks-RANK.json``: a hash of CRD's banks, and how many of their rows moved."""
+
+    USE = ("+callbacks.banks._target_=spy.Banks", "+callbacks.banks.folder=${run_dir}")
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.before = {k: v.clone() for k, v in self.banks(module).items()}
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        after = self.banks(module)
+        notes = {
+            "hash": zlib.crc32(b"".join(bank.numpy().tobytes() for bank in after.values())),
+            "moved": [int((after[k] != v).any(1).sum()) for k, v in self.before.items()],
+        }
+        (self.folder / f"banks-{trainer.global_rank}.json").write_text(json.dumps(notes))
+
+    @staticmethod
+    def banks(module: Any) -> dict[str, torch.Tensor]:
+        return {k: v for k, v in module.named_buffers() if ".bank_" in k}
 
 
 class Hold(L.Callback):

@@ -18,10 +18,13 @@ from kd_lightning.cache import Answers, TeacherCache, ask
 from kd_lightning.data.augment import Augment
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.errors import UserError
+from kd_lightning.losses import correlation_congruence
 from kd_lightning.modules import DistillationModule
 from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
 from kd_lightning.objective import Objective
 from kd_lightning.taps import tapped
+from kd_lightning.transfer.fitnet import FitNet
+from kd_lightning.transfer.pairwise import Pairwise
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).parent / "cache_under_ddp.py"
@@ -52,7 +55,7 @@ class Comparing(DistillationModule):
         live = ask(self.teacher, batch.inputs, self.objective.teacher_paths)
         for teacher in (self.teacher_outputs(batch, "train"), live):
             student = tapped(self.student, batch.inputs, paths)
-            terms = self.objective(student, teacher, batch.target)
+            terms = self.objective(student, teacher, batch.target, batch.index, self.progress)
             grads = torch.autograd.grad(terms["loss"], params, retain_graph=True)
             results.append([terms["loss"].detach(), *grads])
         differences = [(a - b).abs().max().item() for a, b in zip(*results, strict=True)]
@@ -76,16 +79,25 @@ def fit(module: L.LightningModule, data: DigitsDataModule, **settings) -> L.Trai
     return trainer
 
 
-def student_of(data: DigitsDataModule, teacher: nn.Module, kind=DistillationModule):
+def student_of(data: DigitsDataModule, teacher: nn.Module, kind=DistillationModule, terms=None):
     torch.manual_seed(1)
-    return kind(StudentCNN, teacher, Objective(temperature=5.0), data.spec)
+    objective = Objective(temperature=5.0, transfer=terms)
+    return kind(StudentCNN, teacher, objective, data.spec)
 
 
-def test_cached_equals_live_with_shuffling_and_augmentation(data, teacher, tmp_path) -> None:
-    module = student_of(data, teacher, Comparing)
+def feature_terms() -> dict[str, nn.Module]:
+    """Terms on a map of the teacher, and on its embedding."""
+    return {"fitnet": FitNet(), "cc": Pairwise(correlation_congruence, role="embedding")}
+
+
+@pytest.mark.parametrize("terms", [dict, feature_terms])
+def test_cached_equals_live_with_shuffling_and_augmentation(data, teacher, tmp_path, terms) -> None:
+    module = student_of(data, teacher, Comparing, terms())
     module.remember("train", data.prepared("train"), TeacherCache(str(tmp_path)), CPU)
     fit(module, data)
-    assert module.answers["train"].tables["logits"].shape[0] == 2
+    tables = module.answers["train"].tables
+    assert tables.keys() == {"logits", *module.objective.teacher_paths}
+    assert {len(table) for table in tables.values()} == {2}  # views
     assert 0 <= module.worst < 1e-6
 
 
@@ -102,7 +114,7 @@ def test_cached_equals_live_under_ddp(tmp_path: Path) -> None:
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [f["world_size"] for f in found] == [2, 2]
     assert all(f["worst"] < 1e-6 and f["steps"] > 0 for f in found)
-    assert len(list(tmp_path.glob("*.pt"))) == 1  # computed once, shared by both ranks
+    assert len(list(tmp_path.glob("*.pt"))) == 3  # each output once, shared by both ranks
 
 
 def test_a_warm_cache_never_asks_the_teacher(data, teacher, tmp_path) -> None:

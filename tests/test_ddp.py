@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from conftest import Sweep
 
 from kd_lightning import load_run
@@ -40,6 +43,22 @@ def test_agreement_and_the_teachers_accuracy_are_too(run_dir: Path) -> None:
     answers, taught = run.predict(inputs).argmax(1), teacher.predict(inputs).argmax(1)
     assert run.metrics["test/agreement"] == (answers == taught).float().mean().item()
     assert run.metrics["test/teacher_accuracy"] == (taught == target).float().mean().item()
+
+
+def test_evidence_counts_each_validation_sample_once(run_dir: Path) -> None:
+    run, data = load_run(run_dir), DigitsDataModule()
+    data.setup()
+    inputs, target = data.splits["val"]
+    p = run.predict(inputs)
+    with np.load(run_dir / "evidence.npz") as tables:
+        assert tables["bins"][:, 0].sum() == tables["teacher_bins"][:, 0].sum() == 144
+        confusion, probabilities = (tables[k] for k in ("confusion", "class_probabilities"))
+    counted = torch.bincount(target * 10 + p.argmax(1), minlength=100)
+    assert confusion.tolist() == counted.view(10, 10).tolist()
+    own = torch.stack([p[target == c].mean(0) for c in range(10)])
+    torch.testing.assert_close(torch.from_numpy(probabilities), own)
+    brier = (p - F.one_hot(target, 10)).square().sum(1).mean()
+    assert run.metrics["val/brier"] == pytest.approx(brier.item(), rel=1e-4)
 
 
 def test_one_run_directory_with_one_set_of_files(device_sweep: Sweep, run_dir: Path) -> None:

@@ -1,5 +1,8 @@
 """Tests of the objective: what is summed, with which weights, under which names."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,8 @@ from torch import Tensor
 from kd_lightning.errors import UserError
 from kd_lightning.losses import soft_targets
 from kd_lightning.objective import Objective
+from kd_lightning.schedules import LearnedTemperature, cosine, linear
+from kd_lightning.transfer.term import Term
 
 
 @pytest.fixture
@@ -70,13 +75,111 @@ def test_settings_are_what_is_logged() -> None:
     }
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), float("-inf")])
-def test_a_temperature_must_be_positive_and_finite(temperature: float) -> None:
-    with pytest.raises(UserError, match=r"method\.temperature.*got"):
+def test_the_labels_may_have_a_weight_of_their_own(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    z_s, z_t, target = batch
+    terms = asked(Objective(alpha=9.0, hard_weight=0.1, temperature=2.0), z_s, z_t, target)
+    expected = 0.1 * F.cross_entropy(z_s, target) + 9 * soft_targets(z_s, z_t, 2.0)
+    torch.testing.assert_close(terms["loss"], expected)
+
+
+def test_a_response_is_given_what_it_names(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    def plain(z_t: Tensor, z_s: Tensor) -> Tensor:
+        return (z_s - 2 * z_t).mean()
+
+    def with_target(z_s: Tensor, z_t: Tensor, target: Tensor) -> Tensor:
+        return (z_s - z_t)[range(6), target].mean()
+
+    z_s, z_t, target = batch
+    found = asked(Objective(alpha=1.0, response=plain), z_s, z_t, target)["response"]
+    torch.testing.assert_close(found, (z_s - 2 * z_t).mean())
+    found = asked(Objective(alpha=1.0, response=with_target), z_s, z_t, target)["response"]
+    torch.testing.assert_close(found, (z_s - z_t)[range(6), target].mean())
+
+
+class Gap(Term):
+    """The difference of two numbers that networks give."""
+
+    def compare(self, f_s: list[Tensor], f_t: list[Tensor], index: Tensor) -> Tensor:
+        return (f_s[0] - f_t[0]).abs() + index.sum()
+
+
+def with_terms(objective: Objective, batch: tuple[Tensor, Tensor, Tensor], epoch: float = 0.0):
+    z_s, z_t, target = batch
+    student = {"logits": z_s, "a": torch.tensor(7.0), "b": torch.tensor(20.0)}
+    teacher = {"logits": z_t, "c": torch.tensor(2.0)}
+    return objective(student, teacher, target, torch.tensor([1, 2]), epoch)
+
+
+def test_transfer_terms_are_summed_by_their_weights(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    transfer = {"near": Gap("a", "c", weight=0.5), "far": Gap("b", "c", weight=10)}
+    objective = Objective(alpha=0.0, transfer=transfer)
+    assert objective.needs_teacher
+    assert (objective.student_paths, objective.teacher_paths) == (["a", "b"], ["c"])
+    terms = with_terms(objective, batch)
+    assert list(terms) == ["loss", "hard", "near", "far"]
+    assert (terms["near"], terms["far"]) == (8, 21)  # as they are, without their weights
+    torch.testing.assert_close(terms["loss"], terms["hard"] + 0.5 * 8 + 10 * 21)
+
+
+def test_a_term_of_weight_0_is_not_there(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    objective = Objective(alpha=0.0, transfer={"off": Gap("nowhere", "nowhere", weight=0)})
+    assert not objective.needs_teacher
+    assert (objective.terms, objective.student_paths) == ({}, [])
+    assert set(with_terms(objective, batch)) == {"loss", "hard"}
+    started = Objective(transfer={"on": Gap("a", "c", weight=linear(0, 1, epochs=2))})
+    assert list(started.terms) == ["on"]  # one that begins at 0 is
+
+
+def test_every_number_may_be_a_schedule(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    objective = Objective(
+        alpha=linear(0.0, 0.8, epochs=4),
+        temperature=cosine(9.0, 1.0, epochs=4),
+        transfer={"gap": Gap("a", "c", weight=linear(0, 6, epochs=3))},
+    )
+    z_s, z_t, target = batch
+    for epoch, alpha, temperature, weight in [(0, 0, 9, 0), (2, 0.4, 5, 4), (40, 0.8, 1, 6)]:
+        expected = {"alpha": alpha, "temperature": temperature, "weight_gap": weight}
+        assert objective.settings(epoch) == pytest.approx(expected)
+        hard, response = F.cross_entropy(z_s, target), soft_targets(z_s, z_t, temperature)
+        loss = with_terms(objective, batch, epoch)["loss"]
+        torch.testing.assert_close(loss, (1 - alpha) * hard + alpha * response + weight * 8)
+
+
+def test_a_learned_temperature_is_logged_once_it_has_been_used(
+    batch: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    objective = Objective(temperature=LearnedTemperature(start=0.0))
+    assert math.isnan(objective.settings(0.0)["temperature"])
+    asked(objective, *batch)
+    assert objective.settings(0.0)["temperature"] == 11
+    assert [name for name, _ in objective.named_parameters()] == ["temperature.theta"]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, NAN, INF, -INF, linear(4, 0, epochs=2)])
+def test_a_temperature_must_be_positive_and_finite(temperature: Any) -> None:
+    with pytest.raises(UserError, match=r"method\.temperature must be a positive number, got"):
         Objective(temperature=temperature)
 
 
-@pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan"), float("inf")])
-def test_alpha_must_lie_in_0_to_1(alpha: float) -> None:
-    with pytest.raises(UserError, match=r"method\.alpha.*got"):
+@pytest.mark.parametrize("alpha", [-0.01, 1.01, NAN, INF, linear(0, 1.5, epochs=2)])
+def test_alpha_must_lie_in_0_to_1(alpha: Any) -> None:
+    with pytest.raises(UserError, match=r"method\.alpha must lie in 0…1 \(.*\), got"):
         Objective(alpha=alpha)
+
+
+@pytest.mark.parametrize("wrong", [-0.01, NAN, INF, linear(1, -1, epochs=2)])
+def test_other_weights_must_be_at_least_0(wrong: Any) -> None:
+    with pytest.raises(UserError, match=r"method\.hard_weight must be at least 0 \(.*\), got"):
+        Objective(hard_weight=wrong)
+    with pytest.raises(UserError, match=r"method\.alpha must be at least 0"):
+        Objective(alpha=wrong, hard_weight=1.0)
+    with pytest.raises(UserError, match=r"method\.transfer\.gap\.weight must be at least 0"):
+        Objective(transfer={"gap": Gap("a", "c", weight=wrong)})
+
+
+def test_an_unknown_mean_of_teachers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.ensemble must be one of probabilities, logits"):
+        Objective(ensemble="median")

@@ -18,7 +18,17 @@ from kd_lightning.errors import UserError
 from kd_lightning.runs import commit
 
 SPLITS = ("val/", "test/")
-FIGURES = ("accuracy", "loss", "teacher_accuracy", "agreement")
+OWN = ("accuracy", "loss", "ece", "brier")
+FIGURES = {
+    *OWN,
+    *(f"teacher_{name}" for name in OWN),
+    *("agreement", "kl_teacher", "kl_teacher_t", "inherited_errors"),
+}
+OF_CLASSES = {
+    f"{name}_{c}"
+    for name in ("class_accuracy", "class_agreement", "teacher_class_accuracy")
+    for c in range(10)
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +44,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_the_run_directory_is_as_designed(digits_run: Path) -> None:
     names = {p.name for p in digits_run.iterdir()}
-    designed = {"checkpoints", "metrics.json", "metrics.csv", "tensorboard", "train.log"}
-    assert names == {".hydra", *designed}
+    files = {"metrics.json", "metrics.csv", "evidence.npz", "train.log"}
+    assert names == {".hydra", "checkpoints", "tensorboard", *files}
     assert {p.name for p in (digits_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
@@ -47,7 +57,8 @@ def test_the_kept_configuration_is_resolved(digits_run: Path) -> None:
 
 def test_metrics_are_flat_and_complete(digits_run: Path, store: Path) -> None:
     metrics = json.loads((digits_run / "metrics.json").read_text())
-    assert {s + f for s in SPLITS for f in FIGURES} < set(metrics)
+    measured = {name for name in metrics if name.startswith(SPLITS)}
+    assert measured == {split + name for split in SPLITS for name in FIGURES | OF_CLASSES}
     assert not [k for k, v in metrics.items() if not isinstance(v, int | float | str)]
     assert (metrics["parameters"], metrics["teacher_parameters"]) == (27_210, 1_199_882)
     assert metrics["compression"] == 1_199_882 / 27_210
@@ -69,7 +80,8 @@ def test_every_term_is_in_the_csv(digits_run: Path) -> None:
         alpha, temperature = float(row["train/alpha"]), float(row["train/temperature"])
         assert (alpha, temperature) == (0.5, 5.0)
         assert loss == pytest.approx((1 - alpha) * hard + alpha * response, rel=1e-5)
-    assert [r["epoch"] for r in rows if r["val/accuracy"]][:2] == ["0", "1"]
+    assert [r["epoch"] for r in rows if r["val/accuracy"]] == ["0", "1"]
+    assert [r["step"] for r in rows if r["test/accuracy"]] == ["162"]
 
 
 def test_tensorboard_shows_terms_settings_and_accuracies_by_step(events: EventAccumulator) -> None:
@@ -79,7 +91,7 @@ def test_tensorboard_shows_terms_settings_and_accuracies_by_step(events: EventAc
         assert [e.step for e in events.Scalars(tag)] == [49, 80, 130, 161]
     assert {e.value for e in events.Scalars("train/temperature")} == {5.0}
     assert [e.value for e in events.Scalars("lr-Adam")] == pytest.approx([1e-3] * 3)
-    assert [e.step for e in events.Scalars("val/accuracy")][:2] == [80, 161]
+    assert [e.step for e in events.Scalars("val/accuracy")] == [80, 161]
 
 
 def test_tensorboard_shows_the_graph(events: EventAccumulator) -> None:
@@ -98,11 +110,18 @@ def test_tensorboard_shows_choices_with_final_figures(
     choices = plugin["_hparams_/session_start_info"].session_start_info.hparams
     assert choices["method.temperature"].number_value == 5
     assert choices["student.width"].number_value == 16
-    assert choices["data"].string_value == "DigitsDataModule"
-    shown = {m.name.tag for m in plugin["_hparams_/experiment"].experiment.metric_infos}
-    assert shown == {s + f for s in SPLITS for f in FIGURES}
+    assert choices["data"].string_value == "digits"
+    assert choices["method"].string_value == "kd"
+    table = plugin["_hparams_/experiment"].experiment
+    assert {info.name for info in table.hparam_infos} == set(choices)
+    typed = {"data", "trainer.max_epochs"}
+    assert {info.name for info in table.hparam_infos if info.differs} == typed
+    shown = [info.name.tag for info in table.metric_infos]
+    assert shown[:2] == ["val_best/accuracy", "test/accuracy"]
+    assert set(shown) == {split + name for split in ("val_best/", "test/") for name in FIGURES}
     for tag in shown:
-        assert events.Scalars(tag)[-1].value == pytest.approx(metrics[tag])
+        (point,) = events.Scalars(tag)
+        assert point.value == pytest.approx(metrics[tag.replace("val_best", "val")])
 
 
 def test_load_run_gives_the_trained_student_back(digits_run: Path) -> None:

@@ -1,5 +1,6 @@
 """DistillationModule: a student that learns from labels and from a frozen teacher."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from kd_lightning.batch import Batch, DataSpec, Prepared
 from kd_lightning.cache import Answers, TeacherCache, ask
 from kd_lightning.ensemble import mean_probabilities
+from kd_lightning.metrics import LogitsAt
 from kd_lightning.modules.learner import Learner, NetFactory, count_parameters, with_channels_last
 from kd_lightning.objective import Objective
 from kd_lightning.taps import Outputs, tapped
@@ -57,9 +59,13 @@ class DistillationModule(Learner):
         return self
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        student = tapped(self.student, batch.inputs, self.objective.student_paths)
-        teacher = self.teacher_outputs(batch, "train") if self.objective.needs_teacher else None
-        return self.objective(student, teacher, batch.target, batch.index, self.progress)
+        return self.terms_of(self.student, self.objective, batch)
+
+    def terms_of(self, student: nn.Module, objective: Objective, batch: Batch) -> dict[str, Tensor]:
+        """The terms of a training batch, of a student and an objective that may be copies."""
+        z_s = tapped(student, batch.inputs, objective.student_paths)
+        z_t = self.teacher_outputs(batch, "train") if objective.needs_teacher else None
+        return objective(z_s, z_t, batch.target, batch.index, self.progress)
 
     def settings(self) -> dict[str, float]:
         return self.objective.settings(self.progress)
@@ -73,8 +79,16 @@ class DistillationModule(Learner):
         }
 
     def evaluate(self, batch: Batch, split: str) -> None:
-        z_t = mean_probabilities(self.teacher_outputs(batch, split)["logits"])
-        self.evaluation.update(self.student(batch.inputs), batch.target, z_t)
+        z_s, teacher, temperature = self.opinions(batch, split)
+        self.evaluation.update(z_s, batch.target, teacher(1.0))
+        if self.is_thorough:
+            self.evidence.update(z_s, batch.target, teacher, temperature)
+
+    def opinions(self, batch: Batch, split: str) -> tuple[Tensor, LogitsAt, float | Tensor]:
+        """The student's logits, B×C, the teacher's at any temperature, and T of the training."""
+        z_s, z_t = self.student(batch.inputs), self.teacher_outputs(batch, split)["logits"]
+        temperature = self.objective.temperature_of(z_s, z_t, self.progress)
+        return z_s, partial(mean_probabilities, z_t), temperature
 
     def teacher_outputs(self, batch: Batch, split: str) -> Outputs:
         """What the teacher says of a batch of a split; from memory where it can.

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.batch import Batch, DataSpec
 from kd_lightning.errors import UserError
-from kd_lightning.metrics import Evaluation, StepTerms
+from kd_lightning.metrics import Evaluation, Evidence, StepTerms
 
 NetFactory = Callable[[tuple[int, ...], int], nn.Module]
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -44,6 +45,8 @@ class Learner(L.LightningModule):
         self.make_optimizer = optimizer or torch.optim.Adam
         self.make_scheduler = scheduler
         self.evaluation = Evaluation(spec.num_classes, with_teacher)
+        self.evidence = Evidence(spec.num_classes, with_teacher)
+        self.tables: dict[str, Tensor] = {}  # for pictures, of the last thorough validation
         self.step_terms = StepTerms()
         self.progress = 0.0  # epochs trained so far; 2.5 is the middle of the third
         self.example_input_array = torch.zeros(2, *spec.input_shape)
@@ -68,9 +71,17 @@ class Learner(L.LightningModule):
         """Sizes, for the record of the run."""
         return {"parameters": count_parameters(self.network)}
 
+    @property
+    def is_thorough(self) -> bool:
+        """Whether evaluation looks at everything: not between epochs, where it is to be quick."""
+        return self.trainer.state.fn != TrainerFn.FITTING
+
     def evaluate(self, batch: Batch, split: str) -> None:
-        """Add a batch of a split, ``val`` or ``test``, to :attr:`evaluation`."""
-        self.evaluation.update(self(batch.inputs), batch.target)
+        """Add a batch of a split, ``val`` or ``test``, to what is measured."""
+        logits = self(batch.inputs)
+        self.evaluation.update(logits, batch.target)
+        if self.is_thorough:
+            self.evidence.update(logits, batch.target)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.progress = self.current_epoch + batch_idx / self.trainer.num_training_batches
@@ -121,9 +132,16 @@ class Learner(L.LightningModule):
     def log_evaluation(self, split: str) -> dict[str, Tensor]:
         """Log the figures of a split that has just been evaluated, and give them back."""
         values = self.evaluation.result()
-        # already gathered over the ranks; sync_dist only tells Lightning so
+        if self.is_thorough:
+            further, tables = self.evidence.result()
+            values |= {k: v for k, v in further.items() if k not in values}
+            self.tables = tables if split == "val" else self.tables
+        # already gathered over the ranks; sync_dist only tells Lightning so. What is thorough
+        # comes once, of the best epoch: it is no further point of a curve over epochs
+        logger = False if self.is_thorough else None
         for name, value in values.items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True)
+            bar = name == "accuracy"
+            self.log(f"{split}/{name}", value, prog_bar=bar, logger=logger, sync_dist=True)
         return values
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -140,6 +158,10 @@ class Learner(L.LightningModule):
         """Say which network the checkpoint holds and for what data; plain values only."""
         checkpoint["network"] = self.network_name
         checkpoint["spec"] = self.spec.plain()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The weights are those of the end of an epoch; so are settings that follow the time."""
+        self.progress = checkpoint["epoch"] + 1.0
 
 
 def count_parameters(net: nn.Module) -> int:

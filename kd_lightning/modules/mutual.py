@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.errors import UserError
 from kd_lightning.metrics import Evaluation
 from kd_lightning.modules.learner import Learner, NetFactory, count_parameters, with_channels_last
 from kd_lightning.objective import Objective
@@ -25,6 +26,9 @@ class MutualModule(Learner):
         spec: the measure of the data.
         **training: see :class:`~kd_lightning.modules.learner.Learner`.
 
+    Raises:
+        UserError: if there is one student only, or the objective compares layers.
+
     Source: Zhang et al. 2018, "Deep Mutual Learning", arXiv 1706.00384.
     """
 
@@ -36,6 +40,10 @@ class MutualModule(Learner):
         **training: Any,
     ) -> None:
         super().__init__(spec, **training)
+        if len(students) < 2:
+            raise UserError(f"model=mutual takes two students or more, got {', '.join(students)}")
+        if objective.terms:
+            raise UserError("model=mutual compares answers only, no layers: see model.objective")
         built = {
             name: with_channels_last(make(spec.input_shape, spec.num_classes))
             for name, make in students.items()
@@ -44,6 +52,8 @@ class MutualModule(Learner):
         first, *self.others = built
         self.network_name = f"students.{first}"
         self.objective = objective
+        nothing = torch.empty(0)  # without terms only a learned temperature has to be made
+        objective.build(self.network, self.network, nothing, spec.num_classes, nothing)
         self.evaluations = nn.ModuleDict(
             {name: Evaluation(spec.num_classes, with_teacher=False) for name in self.others}
         )

@@ -18,6 +18,7 @@ class MLP(nn.Module):
         num_classes: K.
         hidden: sizes of the hidden layers.
         dropout: probability of dropping a hidden unit.
+        input_dropout: probability of dropping an input.
     """
 
     def __init__(
@@ -26,9 +27,12 @@ class MLP(nn.Module):
         num_classes: int,
         hidden: Sequence[int] = (128,),
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
+        if input_dropout:
+            layers.append(nn.Dropout(input_dropout))
         for inputs, outputs in pairwise([prod(input_shape), *hidden]):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
         layers.append(nn.Linear(hidden[-1] if hidden else prod(input_shape), num_classes))

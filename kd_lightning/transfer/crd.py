@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.losses.contrastive import contrastive, partition_estimate
+from kd_lightning.losses.response import wide
 from kd_lightning.transfer.term import Term
 
 
@@ -55,16 +56,18 @@ class CRD(Term):
             bank = torch.empty(len(labels), self.size).uniform_(-bound, bound)
             self.register_buffer(name, bank)
         self.register_buffer("normalizers", torch.zeros(2))  # Z, set by the first batch
+        self._estimated = False
         self.labels = labels if self.other_classes else torch.arange(len(labels))
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
-        self.register_state_dict_pre_hook(lambda *_: self._remember())
+        self.register_state_dict_pre_hook(lambda term, *_: term._remember())
 
     def compare(self, f_s: list[Tensor], f_t: list[Tensor], index: Tensor) -> Tensor:
         self._remember()
-        e_s = F.normalize(self.embed_s(f_s[0].flatten(1)).float(), dim=1)
-        e_t = F.normalize(self.embed_t(f_t[0].flatten(1)).float(), dim=1)
+        e_s = F.normalize(wide(self.embed_s(f_s[0].flatten(1))), dim=1)
+        e_t = F.normalize(wide(self.embed_t(f_t[0].flatten(1))), dim=1)
         rows = torch.cat([index[:, None], self._draw(index)], dim=1)
-        self._set_normalizers(e_s.detach(), e_t.detach(), rows)
+        if not self._estimated:
+            self._set_normalizers(e_s.detach(), e_t.detach(), rows)
         z_s, z_t = self.normalizers.unbind()
         loss = contrastive(
             e_s, e_t, self.bank_s, self.bank_t, rows, len(self.bank_s), z_s, z_t, self.temperature
@@ -85,6 +88,8 @@ class CRD(Term):
         return rows
 
     def _set_normalizers(self, e_s: Tensor, e_t: Tensor, rows: Tensor) -> None:
+        """Estimate Z from a batch, unless a checkpoint has brought it along."""
+        self._estimated = True
         estimates = torch.stack(
             [
                 partition_estimate(e_s, self.bank_t, rows, self.temperature),
@@ -107,7 +112,7 @@ class CRD(Term):
         self._seen = None
         for bank, e in ((self.bank_s, e_s), (self.bank_t, e_t)):
             moved = self.momentum * bank[index] + (1 - self.momentum) * e
-            bank[index] = F.normalize(moved, dim=1)
+            bank[index] = F.normalize(moved, dim=1).to(bank)
 
 
 def _ranks() -> int:

@@ -8,7 +8,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.schedules import Schedule
 from kd_lightning.taps import Outputs, dry_run, embedding, layers, pairs
 
-Paths = str | Sequence[str] | None
+Paths = str | int | Sequence[str | int] | None  # unnamed layers have numbers
 
 
 class Term(nn.Module):
@@ -63,7 +63,7 @@ class Term(nn.Module):
             )
         f_s = dry_run(student, sample, self.student)
         f_t = dry_run(teacher, sample, self.teacher)
-        self._check_shapes({**f_s, **f_t})
+        self._check_shapes(f_s, f_t)
         self.build([f_s[p] for p in self.student], [f_t[p] for p in self.teacher], labels)
 
     def build(self, f_s: list[Tensor], f_t: list[Tensor], labels: Tensor) -> None:
@@ -82,13 +82,18 @@ class Term(nn.Module):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _check_shapes(self, features: Outputs) -> None:
-        flat = [p for p in [*self.student, *self.teacher] if features[p].dim() != 4]
-        if flat and self.role != "embedding":
-            raise UserError(
-                f"{self._name} compares maps (B×C×H×W), but {flat[0]} gives "
-                f"{'×'.join(['B', *map(str, features[flat[0]].shape[1:])])}"
-            )
+    def _check_shapes(self, f_s: Outputs, f_t: Outputs) -> None:
+        if self.role == "embedding":
+            return
+        sides = (("student", self.student, f_s), ("teacher", self.teacher, f_t))
+        for network, paths, features in sides:
+            for path in paths:
+                if features[path].dim() != 4:
+                    shape = "×".join(["B", *map(str, features[path].shape[1:])])
+                    raise UserError(
+                        f"{self._name} compares maps (B×C×H×W), but {path} of the {network} "
+                        f"gives {shape}"
+                    )
 
 
 def propose(
@@ -114,4 +119,7 @@ def propose(
 def _as_list(paths: Paths) -> list[str]:
     if paths is None:
         return []
-    return [paths] if isinstance(paths, str) else list(paths)
+    several = list(paths) if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
+    if numbers := [path for path in several if isinstance(path, float)]:  # 0.1, or 0.10 once
+        raise UserError(f"a layer's path that looks like {numbers[0]} needs quotes: '{numbers[0]}'")
+    return [str(path) for path in several]

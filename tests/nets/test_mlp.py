@@ -40,3 +40,12 @@ def test_dropout_is_a_matter_of_training() -> None:
     assert not torch.equal(net(x), net(x))
     net.eval()
     assert torch.equal(net(x), net(x))
+
+
+def test_inputs_are_dropped_in_training_only() -> None:
+    net, x = MLP((64,), 3, hidden=(), input_dropout=0.5), torch.randn(4, 64)
+    assert not torch.equal(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    plain = MLP((64,), 3, hidden=())
+    assert not any(isinstance(m, nn.Dropout) for m in plain.modules())

@@ -1,0 +1,70 @@
+"""How strongly each term of the loss pulls at the student, and whether all pull one way."""
+
+import copy
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from kd_lightning.batch import Batch
+from kd_lightning.callbacks.board import has_board
+from kd_lightning.modules import DistillationModule
+
+
+class GradientBalance(L.Callback):
+    """Compares the gradients of the terms of a student's loss, every n training batches.
+
+    Logged, θ being the student's parameters:
+
+    - ``gradient/hard``, ``gradient/response``, ``gradient/<transfer term>``: the norm
+      ‖w·∂L/∂θ‖₂ of a term L with its weight w in the loss.
+    - ``gradient/cosine_<term>``: the cosine between ∂L/∂θ and the hard term's gradient;
+      below 0 the teacher pulls against the labels.
+
+    Of several processes it is the first one's batch. The terms are computed once more for
+    it, on copies of student and objective and with the random numbers put back, so the
+    training goes on as if nobody had looked. That costs as much as two or three steps.
+
+    Args:
+        every_n_steps: n, in batches; 0 for never.
+
+    Sources: norms as the measure of balance: Chen et al. 2018, "GradNorm", arXiv 1711.02257;
+    the cosine as a sign of whether another loss helps: Du et al. 2018, arXiv 1812.02224.
+    """
+
+    def __init__(self, every_n_steps: int = 200) -> None:
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        every = self.every_n_steps
+        if every == 0 or trainer.fit_loop.total_batch_idx % every or not has_board(trainer):
+            return
+        if isinstance(pl_module, DistillationModule):
+            with isolate_rng(), trainer.precision_plugin.train_step_context():
+                values = balance(pl_module, batch)
+            for logger in trainer.loggers:
+                logger.log_metrics(values, trainer.global_step)
+
+
+def balance(module: DistillationModule, batch: Batch) -> dict[str, float]:
+    """Norms and cosines of the terms of a training batch, by what they are logged as."""
+    student, objective = copy.deepcopy((module.student, module.objective))
+    terms = module.terms_of(student, objective, batch)
+    weights = objective.term_weights(module.progress)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    gradients = {name: gradient(terms[name], parameters) for name in weights}
+    norms = {name: weights[name] * g.norm() for name, g in gradients.items()}
+    hard = gradients.pop("hard")
+    cosines = {f"cosine_{k}": F.cosine_similarity(hard, g, dim=0) for k, g in gradients.items()}
+    return {f"gradient/{name}": float(value) for name, value in {**norms, **cosines}.items()}
+
+
+def gradient(term: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
+    """A scalar's gradient at all the parameters as one vector; the graph is kept."""
+    found = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+    return torch.cat([g.flatten().float() for g in found])

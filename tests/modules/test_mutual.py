@@ -1,0 +1,117 @@
+"""Students that teach one another: what each minimises, and what a finished run gives back."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Command
+from torch import Tensor
+
+from kd_lightning import load_run
+from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.errors import UserError
+from kd_lightning.losses import soft_targets
+from kd_lightning.modules import MutualModule
+from kd_lightning.nets.cnn import StudentCNN
+from kd_lightning.nets.mlp import MLP
+from kd_lightning.objective import Objective
+from kd_lightning.runs import read_metrics
+from kd_lightning.schedules import LearnedTemperatures
+from kd_lightning.transfer.fitnet import FitNet
+
+SPEC = DataSpec((1, 28, 28), 10, (0.5,), (0.5,))
+NETS = {"first": StudentCNN, "second": MLP, "third": StudentCNN}
+
+
+def module_of(students: int, **settings: Any) -> MutualModule:
+    torch.manual_seed(0)
+    objective = Objective(**{"alpha": 1.0, "temperature": 1.0, "hard_weight": 1.0, **settings})
+    return MutualModule({k: NETS[k] for k in list(NETS)[:students]}, objective, SPEC)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    inputs = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    return Batch(inputs, torch.arange(8), torch.arange(8))
+
+
+@pytest.mark.parametrize("students", [2, 3])
+def test_each_learns_from_the_labels_and_the_mean_of_its_peers(students: int, batch: Batch) -> None:
+    module = module_of(students)
+    found = module.terms(batch)
+    answers: dict[str, Tensor] = {k: net(batch.inputs) for k, net in module.students.items()}
+    expected = {}
+    for name, own in answers.items():
+        peers = [soft_targets(own, z, 1.0) for other, z in answers.items() if other != name]
+        expected[name] = F.cross_entropy(own, batch.target) + sum(peers) / len(peers)
+    assert list(found) == ["loss", *answers]
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss)
+    torch.testing.assert_close(found["loss"], torch.stack(list(expected.values())).sum())
+
+
+def test_no_gradient_crosses_from_one_student_to_another(batch: Batch) -> None:
+    module = module_of(3)
+    losses = module.terms(batch)
+    for name in module.students:
+        gradients = torch.autograd.grad(
+            losses[name], list(module.students.parameters()), retain_graph=True, allow_unused=True
+        )
+        own = {id(p) for p in module.students[name].parameters()}
+        for parameter, gradient in zip(module.students.parameters(), gradients, strict=True):
+            assert (gradient is not None) == (id(parameter) in own)
+
+
+def test_students_of_one_kind_start_apart() -> None:
+    first, _, third = (next(net.parameters()) for net in module_of(3).students.values())
+    assert not torch.equal(first, third)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": LearnedTemperatures(hidden=4)}])
+def test_all_of_them_learn(settings: dict[str, Any]) -> None:
+    data = DigitsDataModule(batch_size=32)
+    data.setup()
+    module = module_of(3, **settings)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=2, enable_checkpointing=False, **quiet)
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    figures = trainer.callback_metrics
+    for name, net in module.students.items():
+        logged = figures["test/accuracy" if name == "first" else f"test/accuracy_{name}"]
+        inputs = torch.cat([x for *_, x in data.prepared("test").batches(torch.device("cpu"))])
+        right = net(inputs).argmax(1) == data.splits["test"].target
+        assert logged.item() == pytest.approx(right.float().mean().item())
+        assert logged > 0.7
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="takes two students or more, got first"):
+        module_of(1)
+    with pytest.raises(UserError, match="compares answers only"):
+        module_of(2, transfer={"fitnet": FitNet()})
+
+
+@pytest.mark.slow
+def test_by_the_command_on_one_process_and_on_two(command: Command, tmp_path: Path) -> None:
+    done = command(
+        *("-m", "data=digits", "model=mutual", "+net@model.students.third=mlp"),
+        *("trainer.max_epochs=1", "trainer.devices=1,2", f"hydra.sweep.dir={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stderr
+    data = DigitsDataModule()
+    data.setup()
+    for job in "01":
+        run = load_run(tmp_path / job)
+        assert isinstance(run.network, StudentCNN)
+        assert "teacher" not in run.metrics
+        right = run.predict(data.splits["test"].inputs).argmax(1) == data.splits["test"].target
+        assert run.metrics["test/accuracy"] == pytest.approx(right.float().mean().item())
+        for name, parameters in (("second", 27_210), ("third", 101_770)):
+            assert run.metrics[f"parameters_{name}"] == parameters
+            assert run.metrics[f"test/accuracy_{name}"] > 0.6
+    assert read_metrics(tmp_path / "0") != read_metrics(tmp_path / "1")

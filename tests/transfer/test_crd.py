@@ -1,0 +1,125 @@
+"""CRD's memory: which samples are compared, how its banks move, and what is kept of them."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lightning.transfer import crd
+from kd_lightning.transfer.crd import CRD
+
+LABELS = torch.arange(50) % 5
+INDEX = torch.tensor([3, 8, 20])
+
+
+class Seen:
+    """What the loss was given, in place of the loss; the rows of the banks above all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        monkeypatch.setattr(crd, "contrastive", self)
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        self.calls.append(tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments))
+        return arguments[0].sum()
+
+    @property
+    def rows(self) -> Tensor:
+        return self.calls[-1][4]
+
+
+def built(**settings: Any) -> CRD:
+    torch.manual_seed(0)
+    term = CRD(size=8, **settings)
+    term.build([torch.zeros(2, 6)], [torch.zeros(2, 4, 3, 3)], LABELS)
+    return term
+
+
+def features(seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    f_s, f_t = torch.randn(3, 6, generator=generator), torch.randn(3, 36, generator=generator)
+    return [f_s], [f_t.view(3, 4, 3, 3)]
+
+
+@pytest.mark.parametrize("other_classes", [True, False])
+def test_negatives_come_from_others(monkeypatch: pytest.MonkeyPatch, other_classes: bool) -> None:
+    seen = Seen(monkeypatch)
+    term = built(negatives=40, other_classes=other_classes)
+    same_class, same_sample = [], []
+    for seed in range(30):
+        term.compare(*features(seed), INDEX)
+        assert torch.equal(seen.rows[:, 0], INDEX)  # the first is the sample's own
+        others = seen.rows[:, 1:]
+        same_class.append(LABELS[others] == LABELS[INDEX][:, None])
+        same_sample.append(others == INDEX[:, None])
+    assert torch.stack(same_sample).float().mean() < 0.002
+    share = torch.stack(same_class).float().mean()
+    assert share < 0.005 if other_classes else 0.1 < share < 0.3
+
+
+def test_there_are_at_most_as_many_negatives_as_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    for negatives, drawn in ((7, 7), (16384, 50)):
+        built(negatives=negatives).compare(*features(0), INDEX)
+        assert seen.rows.shape == (3, 1 + drawn)
+
+
+def test_a_batch_moves_its_rows_once_the_gradient_has_been_taken() -> None:
+    term = built(negatives=10, momentum=0.3)
+    f_s, f_t = features(0)
+    old_s, old_t = term.bank_s.clone(), term.bank_t.clone()
+    term.compare(f_s, f_t, INDEX).backward()
+    assert torch.equal(term.bank_s, old_s)
+    kept = term.state_dict()  # a checkpoint holds the last batch, too
+    for bank, old, layer, f in (
+        (kept["bank_s"], old_s, term.embed_s, f_s),
+        (kept["bank_t"], old_t, term.embed_t, f_t),
+    ):
+        e = F.normalize(layer(f[0].flatten(1)), dim=1)
+        expected = old.clone()
+        expected[INDEX] = F.normalize(0.3 * old[INDEX] + 0.7 * e, dim=1)
+        torch.testing.assert_close(bank, expected.detach())
+
+
+def test_the_next_batch_sees_what_a_checkpoint_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    term, other = built(), built()
+    term.compare(*features(0), INDEX)
+    other.load_state_dict(term.state_dict())
+    for either in (term, other):
+        either.compare(*features(1), INDEX)
+    for i in (2, 3):  # the banks of the student and of the teacher
+        first, second, third = (call[i] for call in seen.calls)
+        assert torch.equal(second, third)
+        assert not torch.equal(first, second)
+
+
+def test_normalizers_are_set_by_the_first_batch_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    term = built()
+    for seed in range(2):
+        term.compare(*features(seed), INDEX)
+    first = seen.calls[0][6:8]
+    assert all(z > 0 for z in first)
+    assert seen.calls[1][6:8] == first
+    resumed = built()
+    resumed.load_state_dict(term.state_dict())
+    resumed.compare(*features(7), INDEX)
+    assert seen.calls[-1][6:8] == first
+
+
+def test_evaluation_leaves_the_banks_alone() -> None:
+    term = built().eval()
+    before = term.bank_s.clone()
+    term.compare(*features(0), INDEX)
+    assert torch.equal(term.state_dict()["bank_s"], before)
+
+
+def test_only_the_embeddings_are_learned_and_banks_are_kept() -> None:
+    term = built()
+    assert isinstance(term.embed_s, nn.Linear)
+    assert {name.partition(".")[0] for name, _ in term.named_parameters()} == {"embed_s", "embed_t"}
+    assert {name for name, _ in term.named_buffers()} == {"bank_s", "bank_t", "normalizers"}
+    assert term.bank_s.shape == term.bank_t.shape == (50, 8)
