@@ -83,8 +83,8 @@ def look(module: Learner, data: Any, count: int) -> Sheet:
     """
     split, rows, seen = data.splits["val"], defaultdict(list), 0
     for _, index, inputs in data.prepared("val").batches(module.device):
-        inputs = inputs.to(module.dtype) if inputs.is_floating_point() else inputs
-        batch = Batch(inputs, split.target[index].to(module.device), index.to(module.device))
+        target = split.target[index].to(module.device)
+        batch = Batch(inputs.to(module.dtype), target, index.to(module.device))
         for name, value in said(module, batch).items():
             rows[name].append(value.float().cpu())
         seen += len(index)

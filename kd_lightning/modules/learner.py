@@ -1,6 +1,6 @@
 """What every training has in common: optimizer, logging by step, evaluation by epoch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
@@ -136,17 +136,13 @@ class Learner(L.LightningModule):
             further, tables = self.evidence.result()
             values |= {k: v for k, v in further.items() if k not in values}
             self.tables = tables if split == "val" else self.tables
-        self.log_figures(split, values)
-        return values
-
-    def log_figures(self, split: str, values: Mapping[str, Tensor]) -> None:
-        """Log figures of a split that are gathered over the ranks."""
-        # what is thorough comes once, of the best epoch: no further point of curves over epochs
+        # already gathered over the ranks; sync_dist only tells Lightning so. What is thorough
+        # comes once, of the best epoch: it is no further point of a curve over epochs
         logger = False if self.is_thorough else None
         for name, value in values.items():
             bar = name == "accuracy"
-            # sync_dist only tells Lightning that it is gathered
             self.log(f"{split}/{name}", value, prog_bar=bar, logger=logger, sync_dist=True)
+        return values
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameter_groups())

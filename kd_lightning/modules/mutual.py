@@ -84,6 +84,6 @@ class MutualModule(Learner):
     def log_evaluation(self, split: str) -> dict[str, Tensor]:
         for name, evaluation in self.evaluations.items():
             assert isinstance(evaluation, Evaluation)
-            figures = {f"{k}_{name}": value for k, value in evaluation.result().items()}
-            self.log_figures(split, figures)
+            for figure, value in evaluation.result().items():
+                self.log(f"{split}/{figure}_{name}", value, sync_dist=True)
         return super().log_evaluation(split)
