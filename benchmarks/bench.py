@@ -25,14 +25,14 @@ import lightning as L
 import torch
 from floor import Floor
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.profilers import PassThroughProfiler
 from rich.console import Console
 from rich.table import Table
 
-from kd_lightning.allocator import keep_freed_memory
 from kd_lightning.build import build_data, build_module
 from kd_lightning.checkpoints import network_state, read_checkpoint
 from kd_lightning.launch import quieten
+from kd_lightning.phases import Unprofiled
+from kd_lightning.process import tune_process
 from kd_lightning.runs import read_metrics
 from kd_lightning.train import CONF, build_trainer, remember
 
@@ -72,7 +72,7 @@ class Ours:
         remember(self.cfg, self._trainer(), self.module, self.data, "train")
 
     def _trainer(self) -> L.Trainer:
-        return build_trainer(self.cfg, PassThroughProfiler())
+        return build_trainer(self.cfg, Unprofiled())
 
     def epoch(self) -> float:
         """Train for an epoch; the seconds it took."""
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
     quieten()
-    keep_freed_memory()  # for the floor as for ours
+    tune_process()  # for the floor as for ours
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder), "trainer.max_epochs=1")  # finds the teacher, or trains it first
         teacher = Path(read_metrics(Path(folder))["teacher"]).resolve()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kd_lightning.ensemble import MEANS
 from kd_lightning.errors import UserError
 from kd_lightning.losses.response import soft_targets
+from kd_lightning.partials import bare
 from kd_lightning.schedules import LearnedTemperature, Schedule, as_schedule
 from kd_lightning.taps import Outputs
 from kd_lightning.transfer.term import Term
@@ -72,7 +73,7 @@ class Objective(nn.Module):
         if not 0 <= label_smoothing <= 1:
             raise UserError(f"method.label_smoothing must lie in 0…1, got {label_smoothing}")
         self.mean_of_teachers, self.label_smoothing = MEANS[ensemble], label_smoothing
-        self.response = response
+        self.response = bare(response)
         self._asked = set(inspect.signature(response).parameters)
         self.uses_response = callable(alpha) or alpha > 0
         used = {k: t for k, t in (transfer or {}).items() if callable(t.weight) or t.weight != 0}

@@ -13,10 +13,9 @@ from typing import Any
 import hydra
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.profilers import PassThroughProfiler, Profiler
+from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig
 
-from kd_lightning.allocator import keep_freed_memory
 from kd_lightning.build import build_data, build_module, make, try_out
 from kd_lightning.chain import Chain
 from kd_lightning.checkpoints import AtomicCheckpointIO, describe_mismatch, read_checkpoint
@@ -26,8 +25,9 @@ from kd_lightning.launch import config_dirs, expand_resume, one_job, own_overrid
 from kd_lightning.loggers import log_outcome
 from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.modules.learner import Learner
-from kd_lightning.phases import PhaseProfiler
+from kd_lightning.phases import PhaseProfiler, Unprofiled
 from kd_lightning.pretrain import find_teachers, publish
+from kd_lightning.process import tune_process
 from kd_lightning.report.run import print_run
 from kd_lightning.runs import (
     choices,
@@ -48,7 +48,7 @@ CONF = next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir())  # w
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float:
     quieten()
-    keep_freed_memory()
+    tune_process()
     sys.path += [d for d in config_dirs() if d not in sys.path]  # a plug-in's code lies there too
     job = run_chain if cfg.chain else train
     return run_job(lambda: job(cfg)[cfg.monitor])
@@ -70,7 +70,7 @@ def run_chain(cfg: DictConfig) -> dict[str, Any]:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """One job from its configuration to its metrics, in its run directory."""
-    profiler = PhaseProfiler() if cfg.profile else PassThroughProfiler()
+    profiler = PhaseProfiler() if cfg.profile else Unprofiled()
     with profiler.profile("data_next"):
         data = build_data(cfg)
     try_out(cfg, data)  # what is wrong with these two shows before a teacher is trained

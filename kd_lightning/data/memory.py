@@ -158,6 +158,14 @@ class InMemoryDataModule(L.LightningDataModule):
         fingerprint = _hash(inputs, about=(self.spec, augment))
         return Prepared(len(inputs), augment.views if augment else 1, fingerprint, batches)
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch; Lightning's own way looks for tensors inside of any structure."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return Batch(*(part.to(device, non_blocking=True) for part in batch))
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment, scale and normalise, on the device, once."""
         if not isinstance(batch, Batch):

@@ -51,6 +51,14 @@ class Learner(L.LightningModule):
         self.progress = 0.0  # epochs trained so far; 2.5 is the middle of the third
         self.example_input_array = torch.zeros(2, *spec.input_shape)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes here which hook it is in, 40 times a step; torch would ask each time
+        # whether that is a parameter
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def network(self) -> nn.Module:
         """The network in training."""
@@ -108,7 +116,8 @@ class Learner(L.LightningModule):
         for logger in self.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, logger=False)
-        self.log_dict(values, logger=False)
+        if self.trainer.is_last_batch:  # for whatever monitors an epoch
+            self.log_dict(values, logger=False)
 
     def _diverged(self, what: str) -> str:
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
@@ -176,4 +185,17 @@ def with_channels_last(net: nn.Module) -> nn.Module:
     reference teacher 25 ms instead of 35 ms (batch 64, two CPU cores); tensor cores of
     GPUs want the same order.
     """
+    for layer in net.modules():
+        if isinstance(layer, nn.MaxPool2d):
+            layer.register_forward_hook(_pool_in_order)
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _pool_in_order(pool: nn.Module, args: Any, output: Any) -> None:
+    """Bring a gradient into the order of the map it is for, before it goes through a pooling.
+
+    What comes back through a flattening is in N×C×H×W order, and torch then copies the
+    large map twice: 2.7 of 17.4 ms of a step of the reference student (batch 256).
+    """
+    if isinstance(output, Tensor) and output.requires_grad:
+        output.register_hook(lambda g: g.contiguous(memory_format=torch.channels_last))

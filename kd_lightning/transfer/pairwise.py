@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kd_lightning.partials import bare
 from kd_lightning.transfer.term import Term
 
 
@@ -25,7 +26,7 @@ class Pairwise(Term):
         self, loss: Callable[[Tensor, Tensor], Tensor], role: str = "map", **settings: Any
     ) -> None:
         super().__init__(**settings)
-        self.loss, self.role = loss, role
+        self.loss, self.role = bare(loss), role
 
     def compare(self, f_s: list[Tensor], f_t: list[Tensor], index: Tensor) -> Tensor:
         losses = [self.loss(s, t) for s, t in zip(f_s, f_t, strict=True)]
