@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lightning.build import build_data, make
+from kd_lightning.costs import count_parameters, multiply_adds
 from kd_lightning.launch import quieten, run_job
 from kd_lightning.report.run import console
-from kd_lightning.taps import dry_run, embedding, layers, pairs
+from kd_lightning.taps import embedding, layers, pairs
 from kd_lightning.train import CONF
 
 
@@ -60,10 +60,10 @@ def network_table(name: str, net: nn.Module, sample: Tensor) -> Table:
             overflow="fold" if left else "ellipsis",
         )
     for layer in layers(net, sample):
-        own = sum(p.numel() for p in layer.module.parameters())
+        own = count_parameters(layer.module)
         shape = "×".join(map(str, layer.shape))
         table.add_row(layer.path, shape, in_short(own), in_short(counted.get(layer.path, 0)))
-    whole = sum(p.numel() for p in net.parameters())
+    whole = count_parameters(net)
     table.add_row("the whole", "", f"{whole:,}", in_short(counted[""]), style="bold")
     return table
 
@@ -74,17 +74,6 @@ def in_short(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return str(count or "")
-
-
-def multiply_adds(net: nn.Module, sample: Tensor) -> dict[str, int]:
-    """Multiply-adds of each module for one sample, by path; the whole network's at ``""``."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        dry_run(net, sample, ())
-    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    per_sample = {name: count // (2 * len(sample)) for name, count in counts.items()}
-    prefix = f"{type(net).__name__}."
-    return {"": per_sample["Global"], **{k.removeprefix(prefix): v for k, v in per_sample.items()}}
 
 
 def proposals(student: nn.Module, teacher: nn.Module, sample: Tensor) -> list[str]:

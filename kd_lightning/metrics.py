@@ -1,4 +1,4 @@
-"""What is measured: means over all samples of a split, and the terms of the loss by step.
+"""What is measured of a network: means over all samples of a split.
 
 N samples, B of them in a batch; C classes. All logarithms are natural.
 """
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from kd_lightning.theory import TEMPERATURES, temperature_curves
+
 BINS = 15  # of confidence, of equal width
-TEMPERATURES = (1.0, 2.0, 5.0, 20.0)  # at which the teacher's answers are kept
+SHOWN = (1.0, 2.0, 5.0, 20.0)  # temperatures at which the teacher's answers are kept
 MOST_CLASSES = 20  # up to which every class has figures of its own
 
 # The logits, B×C, of a network at a temperature: those of an ensemble depend on it.
@@ -195,6 +197,34 @@ class Fidelity(Sums):
         }
 
 
+class Theory(Sums):
+    """What the temperature does to the teacher's answers and to the student's gradient.
+
+    ``temperature_curves``, K×4: T, and means over the samples of the entropy of the
+    teacher's answer, of the norm of the gradient of KL (without T²) at the student's logits,
+    and of the distance of T² times that gradient from its limit, over the limit's own norm.
+    """
+
+    curves: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(curves=(1, len(TEMPERATURES), 4), count=(1,))
+
+    def update(self, logits: Tensor, teacher: LogitsAt) -> None:
+        """Add a batch: the student's logits B×C, and the teacher."""
+        row = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        self.add("curves", temperature_curves(logits, teacher).to(logits), row)
+        self.add("count", torch.ones_like(row), row)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The table by its name."""
+        entropy, gradient, distance, limit = self.curves[0].unbind(1)
+        columns = torch.tensor(TEMPERATURES).to(entropy), entropy / self.count
+        columns = (*columns, gradient / self.count, distance / limit)
+        return {"temperature_curves": torch.stack(columns, dim=1)}
+
+
 def divergence(z_t: Tensor, z_s: Tensor, temperature: float | Tensor) -> Tensor:
     """KL(p_t ‖ p_s) of each sample, B, from logits, B×C, at one temperature."""
     log_p, log_q = ((z.float() / temperature).log_softmax(1) for z in (z_t, z_s))
@@ -205,7 +235,8 @@ class Evidence(nn.Module):
     """All that is found out of a trained network, beyond :class:`Evaluation`.
 
     The figures of :class:`Quality` and, with ``teacher_`` before their names, the teacher's;
-    those of :class:`Fidelity`. Over all samples of all ranks under DDP.
+    those of :class:`Fidelity`; the table of :class:`Theory`. Over all samples of all ranks
+    under DDP.
 
     Args:
         num_classes: C.
@@ -215,8 +246,9 @@ class Evidence(nn.Module):
     def __init__(self, num_classes: int, with_teacher: bool) -> None:
         super().__init__()
         self.own = Quality(num_classes)
-        self.teacher = Quality(num_classes, TEMPERATURES) if with_teacher else None
+        self.teacher = Quality(num_classes, SHOWN) if with_teacher else None
         self.fidelity = Fidelity(num_classes) if with_teacher else None
+        self.theory = Theory() if with_teacher else None
 
     def update(
         self,
@@ -229,10 +261,11 @@ class Evidence(nn.Module):
         if len(target) == 0:
             return
         self.own.update(lambda _: logits, target)
-        if self.teacher is not None and self.fidelity is not None:
+        if self.teacher is not None and self.fidelity is not None and self.theory is not None:
             assert teacher is not None
             self.teacher.update(teacher, target)
             self.fidelity.update(logits, target, teacher, temperature)
+            self.theory.update(logits, teacher)
 
     def result(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Figures, and tables for pictures, gathered over the ranks; starts anew.
@@ -241,7 +274,8 @@ class Evidence(nn.Module):
         figure that no sample speaks of is left out.
         """
         figures, tables = {}, {}
-        for prefix, part in (("", self.own), ("teacher_", self.teacher), ("", self.fidelity)):
+        parts = (("", self.own), ("teacher_", self.teacher), ("", self.fidelity), ("", self.theory))
+        for prefix, part in parts:
             for name, value in part.compute().items() if part is not None else ():
                 kind = tables if value.dim() > 1 else figures
                 kind[prefix + name] = value
@@ -258,37 +292,3 @@ def _by_class(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
             apart |= {f"{name}_{c}": v for c, v in enumerate(value)}
     unsaid = [k for k, v in apart.items() if v.isnan() and ("class_" in k or "inherited" in k)]
     return {name: value for name, value in apart.items() if name not in unsaid}
-
-
-class StepTerms:
-    """Means of the terms of the training loss between two log entries.
-
-    The terms stay on the device as a row a step, so that no step waits for the device.
-
-    Raises:
-        FloatingPointError: from :meth:`flush`, where a term is not finite; it names the
-            first such step and its terms.
-    """
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.rows: list[Tensor] = []
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Keep one step's terms, each a scalar."""
-        self.names = list(terms)
-        self.rows.append(torch.stack([t.detach().float() for t in terms.values()]))
-
-    def flush(self, last_step: int) -> dict[str, float]:
-        """Mean of each term since the last call; ``last_step`` numbers the newest row."""
-        if not self.rows:
-            return {}
-        table = torch.stack(self.rows).cpu()
-        self.rows.clear()
-        bad = (~table.isfinite().all(1)).nonzero()
-        if len(bad):
-            row = int(bad[0])
-            pairs = zip(self.names, table[row].tolist(), strict=True)
-            values = ", ".join(f"{name}={value:g}" for name, value in pairs)
-            raise FloatingPointError(f"step {last_step - len(table) + 1 + row}: {values}")
-        return dict(zip(self.names, table.mean(0).tolist(), strict=True))

@@ -6,8 +6,8 @@ Of a module that runs several times in one pass, the last output counts.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -120,12 +120,20 @@ def layers(net: nn.Module, sample: Tensor) -> list[Layer]:
 @torch.no_grad()
 def dry_run(net: nn.Module, sample: Tensor, paths: Sequence[str]) -> Outputs:
     """The outputs of a pass that leaves no trace: evaluation mode, no gradient."""
-    modes = {module: module.training for module in net.modules()}
+    with evaluating(net):
+        return tapped(net, sample, paths)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then each part goes on in the mode it was in."""
+    modes = {part: part.training for part in net.modules()}
+    net.eval()
     try:
-        return tapped(net.eval(), sample, paths)
+        yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for part, training in modes.items():
+            part.training = training
 
 
 def stages(found: list[Layer]) -> list[Layer]:

@@ -118,7 +118,7 @@ def run(
     figures |= trainer.callback_metrics
     return {
         **{name: float(value) for name, value in figures.items()},
-        **module.describe(),
+        **module.to(trainer.strategy.root_device).describe(),  # Lightning left it on the CPU
         "role": module.role,
         "seconds": round(seconds, 2),
         "seed": cfg.seed,

@@ -16,25 +16,30 @@ INSIDE = {
     "schedules": set(),
     "taps": set(),
     "nets": set(),
-    "metrics": set(),
+    "metrics": {"theory"},
+    "theory": set(),
+    "step_terms": set(),
+    "costs": {"taps"},
     "batch": set(),
     "errors": set(),
     "partials": set(),
     "process": set(),
     "cache": {"batch", "taps"},
     "seeds": set(),
-    "callbacks": {"batch", "modules", "seeds"},
+    "callbacks": {"batch", "modules", "seeds", "taps"},
     "ensemble": set(),
     "transfer": {"losses", "partials", "schedules", "taps"},
     "objective": {"ensemble", "losses", "partials", "schedules", "taps", "transfer"},
     "data": {"batch", "seeds"},
-    "modules": {"batch", "cache", "ensemble", "metrics", "objective", "taps"},
+    "modules": {
+        *("batch", "cache", "costs", "ensemble", "metrics", "objective", "step_terms", "taps"),
+    },
     "report": set(),
 }
 # Who may import which other packages; the rest may import any but Hydra.
 PURE = (
     *("losses", "schedules", "taps", "nets", "metrics", "transfer", "objective", "batch"),
-    "ensemble",
+    *("ensemble", "theory", "step_terms", "costs"),
 )
 OUTSIDE = {
     **{part: {"torch", "torchmetrics"} for part in PURE},

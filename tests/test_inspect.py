@@ -12,13 +12,8 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from kd_lightning.build import make
-from kd_lightning.inspect import (
-    in_short,
-    multiply_adds,
-    network_table,
-    print_side_by_side,
-    proposals,
-)
+from kd_lightning.costs import multiply_adds
+from kd_lightning.inspect import in_short, network_table, print_side_by_side, proposals
 from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
 from kd_lightning.taps import dry_run
 from kd_lightning.train import CONF

@@ -10,7 +10,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
 from kd_lightning.ensemble import mean_probabilities
-from kd_lightning.metrics import Evaluation, Evidence, StepTerms
+from kd_lightning.metrics import Evaluation, Evidence
+from kd_lightning.step_terms import StepTerms
 
 # six samples of three classes: the student is right on 0 and 4, the teacher on 0, 1, 3 and 4;
 # they agree on 0, 4 and, wrongly, on 5
@@ -243,3 +244,35 @@ def test_the_first_step_that_is_not_finite_is_named(bad: float) -> None:
         terms.add({"loss": torch.tensor(0.5 + hard), "hard": torch.tensor(hard)})
     with pytest.raises(FloatingPointError, match=rf"^step 98: loss={bad:g}, hard={bad:g}$"):
         terms.flush(100)
+
+
+def test_the_table_of_theory_is_what_autograd_and_the_laws_say() -> None:
+    torch.manual_seed(0)
+    z_s, z_t = 4 * torch.randn(2, 50, 7, dtype=torch.float64)
+    target = z_t.argmax(1)
+    evidence = Evidence(num_classes=7, with_teacher=True)
+    for part in (slice(0, 30), slice(30, 50)):  # batches of different sizes
+        evidence.update(z_s[part], target[part], partial(mean_probabilities, z_t[part]))
+    curves = evidence.result()[1]["temperature_curves"].double()
+    for t, entropy, gradient, _ in curves.tolist()[::4]:
+        z = z_s.clone().requires_grad_()
+        p_t = (z_t / t).softmax(1)
+        kl = (p_t * (p_t.clamp_min(1e-300).log() - (z / t).log_softmax(1))).sum()
+        own = torch.autograd.grad(kl, z)[0].norm(dim=1).mean()
+        assert gradient == pytest.approx(own.item(), rel=1e-4)
+        expected = torch.distributions.Categorical(logits=z_t / t).entropy().mean()
+        assert entropy == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
+    _, entropy, gradient, distance = curves.T
+    assert entropy[-1] == pytest.approx(math.log(7), rel=1e-4)
+    assert gradient[-7] / gradient[-1] == pytest.approx(100, rel=0.02)  # ten times the T
+    assert distance[-7] / distance[-1] == pytest.approx(10, rel=0.05)
+
+
+def test_the_limit_of_an_ensemble_is_that_of_its_mean_logits() -> None:
+    torch.manual_seed(0)
+    z_s, z_t = torch.randn(20, 5), torch.randn(20, 3, 5)
+    several, one = (Evidence(num_classes=5, with_teacher=True) for _ in range(2))
+    several.update(z_s, z_s.argmax(1), partial(mean_probabilities, z_t))
+    one.update(z_s, z_s.argmax(1), partial(mean_probabilities, z_t.mean(1)))
+    ours, theirs = (e.result()[1]["temperature_curves"] for e in (several, one))
+    torch.testing.assert_close(ours[-1, 1:3], theirs[-1, 1:3], rtol=1e-3, atol=1e-7)

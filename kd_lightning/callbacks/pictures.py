@@ -1,21 +1,20 @@
 """What student and teacher say of some validation samples, before training and after it."""
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.batch import Batch
 from kd_lightning.callbacks.board import boards
 from kd_lightning.callbacks.drawing import Array, Tile, answers, confusion
 from kd_lightning.modules import DistillationModule
 from kd_lightning.modules.learner import Learner
+from kd_lightning.taps import evaluating
 
 Sheet = dict[str, Tensor]
 
@@ -131,15 +130,3 @@ def image_of(sample: Tensor) -> Array | None:
     """A sample as an image, H×W or H×W×3; None if it is none."""
     is_image = sample.dim() == 3 and len(sample) in (1, 3) and sample.dtype == torch.uint8
     return sample.movedim(0, -1).squeeze(-1).numpy() if is_image else None
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then each part goes on in the mode it was in."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

@@ -10,7 +10,7 @@ from kd_lightning.batch import Batch, DataSpec, Prepared
 from kd_lightning.cache import Answers, TeacherCache, ask
 from kd_lightning.ensemble import mean_probabilities
 from kd_lightning.metrics import LogitsAt
-from kd_lightning.modules.learner import Learner, NetFactory, count_parameters, with_channels_last
+from kd_lightning.modules.learner import Learner, NetFactory, with_channels_last
 from kd_lightning.objective import Objective
 from kd_lightning.taps import Outputs, tapped
 
@@ -71,11 +71,11 @@ class DistillationModule(Learner):
         return self.objective.settings(self.progress)
 
     def describe(self) -> dict[str, float]:
-        teacher, student = count_parameters(self.teacher), count_parameters(self.student)
+        student, teacher = self.costs_of(self.student), self.costs_of(self.teacher)
         return {
-            "parameters": student,
-            "teacher_parameters": teacher,
-            "compression": teacher / student,
+            **student,
+            **{f"teacher_{name}": cost for name, cost in teacher.items()},
+            "compression": teacher["parameters"] / student["parameters"],
         }
 
     def evaluate(self, batch: Batch, split: str) -> None:

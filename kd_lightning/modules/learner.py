@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.costs import costs
 from kd_lightning.errors import UserError
-from kd_lightning.metrics import Evaluation, Evidence, StepTerms
+from kd_lightning.metrics import Evaluation, Evidence
+from kd_lightning.step_terms import StepTerms
 
 NetFactory = Callable[[tuple[int, ...], int], nn.Module]
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -76,8 +78,13 @@ class Learner(L.LightningModule):
         return {}
 
     def describe(self) -> dict[str, float]:
-        """Sizes, for the record of the run."""
-        return {"parameters": count_parameters(self.network)}
+        """Sizes and costs, for the record of the run."""
+        return self.costs_of(self.network)
+
+    def costs_of(self, net: nn.Module) -> dict[str, float]:
+        """See :func:`~kd_lightning.costs.costs`; on the device this module lies on."""
+        sample = torch.zeros(2, *self.spec.input_shape, device=self.device)
+        return costs(net, sample)
 
     @property
     def is_thorough(self) -> bool:
@@ -171,11 +178,6 @@ class Learner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The weights are those of the end of an epoch; so are settings that follow the time."""
         self.progress = checkpoint["epoch"] + 1.0
-
-
-def count_parameters(net: nn.Module) -> int:
-    """Number of a network's parameters."""
-    return sum(p.numel() for p in net.parameters())
 
 
 def with_channels_last(net: nn.Module) -> nn.Module:

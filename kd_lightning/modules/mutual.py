@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.costs import count_parameters
 from kd_lightning.errors import UserError
 from kd_lightning.metrics import Evaluation
-from kd_lightning.modules.learner import Learner, NetFactory, count_parameters, with_channels_last
+from kd_lightning.modules.learner import Learner, NetFactory, with_channels_last
 from kd_lightning.objective import Objective
 
 

@@ -5,6 +5,7 @@ All of it is measured on validation data. K true classes, C answers, B bins:
 bins, teacher_bins              B×3: count, mean confidence, accuracy
 class_probabilities             K×C: the student's mean softmax by true class
 teacher_class_probabilities     4×K×C: the teacher's, at T = 1, 2, 5, 20
+temperature_curves              see report/temperature.py
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.report.compare import Report, Row
 from kd_lightning.report.pictures import COLORS, GREY, INK, WIDE, Picture, panels
 from kd_lightning.report.read import Run
+from kd_lightning.report.temperature import what_temperature_does
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +45,7 @@ def pictures(report: Report) -> list[Picture]:
     rows = _shown(report)
     evidence = {row: [load(run) for run in row.group.runs.values()] for row in rows}
     first = next((arrays for found in evidence.values() for arrays in found if arrays), {})
+    latest = next((a for row in reversed(rows) for a in evidence[row] if a), {})
     names = {row: report.control if row.is_control else row.group.label for row in rows}
     bins = {"teacher": _sized(first, "teacher_bins", 2)}
     bins |= {names[row]: _merged_bins(found) for row, found in evidence.items()}
@@ -52,6 +55,7 @@ def pictures(report: Report) -> list[Picture]:
     return [
         *_reliability({k: v for k, v in bins.items() if v is not None}, report.control),
         *(_dark_knowledge(teacher) if teacher is not None else []),
+        *what_temperature_does(latest.get("temperature_curves")),
         *_similarity({k: v for k, v in classes.items() if v is not None}),
     ]
 

@@ -85,8 +85,16 @@ def made_up_evidence(seed: int, soft: bool = True, classes: int = CLASSES) -> di
         "teacher_bins": np.column_stack([bins[:, :2], confidence**1.2]).astype(np.float32),
         "class_probabilities": _softmax(logits + noise),
         "teacher_class_probabilities": np.stack([_softmax(logits / t) for t in (1, 2, 5, 20)]),
+        "temperature_curves": _curves(classes),
         "confusion": np.eye(classes, dtype=np.float32) * 30,
     }
+
+
+def _curves(classes: int) -> np.ndarray:
+    """Entropy, gradient and distance as the laws have them, by temperature."""
+    t = np.logspace(-1, 3, 25)
+    columns = np.log(classes) * t / (t + 5), 2 / (t + 4) ** 2, 1 / (t + 1)
+    return np.column_stack([t, *columns]).astype(np.float32)
 
 
 def _softmax(z: np.ndarray) -> np.ndarray:

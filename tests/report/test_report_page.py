@@ -19,7 +19,7 @@ from kd_lightning.report.read import read_runs
 from kd_lightning.report.words import headline
 
 CE, KD = {"method": "ce"}, {"method": "kd", "gain": 0.01}
-EVIDENCE = ["reliability", "dark_knowledge", "class_similarity"]
+EVIDENCE = ["reliability", "dark_knowledge", "temperature_theory", "class_similarity"]
 HOSTILE = "<script>alert(1)</script>|[x](http://evil.example)`$\\frac$_&\"'"
 
 
@@ -223,3 +223,13 @@ def test_the_teacher_has_a_row(make: Make) -> None:
     page = make(CE, KD)
     assert sum(attrs.get("class") == "teacher" for _, attrs in page.tags) == 2  # in both tables
     assert {"98.50", "98.00", "1,199,882"} <= {data for tag, data in page.texts if tag == "td"}
+
+
+@pytest.mark.parametrize("curves", [np.ones((3, 2)), np.full((25, 4), np.nan), np.ones(4)])
+def test_curves_of_another_kind_are_no_picture(tmp_path: Path, curves: np.ndarray) -> None:
+    run = write_run(tmp_path / "run", {"method": "kd"}, evidence=True)
+    arrays = {**made_up_evidence(0), "temperature_curves": curves}
+    np.savez(run / "evidence.npz", allow_pickle=False, **arrays)
+    page = report_of(run, out=tmp_path / "out")
+    assert "dark_knowledge" in page.pictures
+    assert "temperature_theory" not in page.pictures

@@ -1,0 +1,51 @@
+"""What a temperature does, sample by sample: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, §2.
+
+B samples, C classes, K temperatures.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+TEMPERATURES = tuple(10 ** (i / 6 - 1) for i in range(25))  # from 0.1 to 1000
+
+
+def temperature_curves(z_s: Tensor, teacher: Callable[[float], Tensor]) -> Tensor:
+    r"""Three numbers of each sample at each temperature, and what the last tends to; B×K×4.
+
+    - the entropy of the teacher's answer p(z_t/T), in nats: 0 for a hard label, ln C for no
+      opinion;
+    - the norm of the gradient of KL(p(z_t/T) ‖ p(z_s/T)) at z_s, :math:`\|p_s - p_t\|/T`:
+      it falls as 1/T²;
+    - how far T² times that gradient is from the gradient of
+      :func:`~kd_lightning.losses.logit_mse`, :math:`(\bar z_s - \bar z_t)/C`;
+    - the norm of that gradient itself, the same for all T.
+
+    Args:
+        z_s: student's logits, B×C.
+        teacher: the teacher's logits, B×C, at a temperature.
+
+    >>> z = torch.zeros(1, 2)
+    >>> curves = temperature_curves(z, lambda t: torch.tensor([[2.0, 0.0]]))
+    >>> [round(x, 3) for x in curves[0, 6].tolist()]  # T = 1
+    [0.365, 0.539, 0.169, 0.707]
+    """
+    z_s = z_s.detach().cpu().double()
+    limit = _centred(z_s - _exact(teacher, TEMPERATURES[-1])) / z_s.shape[1]
+    rows = []
+    for t in TEMPERATURES:
+        log_p = (_exact(teacher, t) / t).log_softmax(1)
+        gradient = ((z_s / t).softmax(1) - log_p.exp()) / t
+        entropy = -(log_p.exp() * log_p).sum(1)
+        norms = (x.norm(dim=1) for x in (gradient, t**2 * gradient - limit, limit))
+        rows.append(torch.stack([entropy, *norms], dim=1))
+    return torch.stack(rows, dim=1)
+
+
+def _exact(teacher: Callable[[float], Tensor], temperature: float) -> Tensor:
+    return teacher(temperature).detach().cpu().double()
+
+
+def _centred(z: Tensor) -> Tensor:
+    return z - z.mean(1, keepdim=True)
