@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from filelock import FileLock
 from spy import Spy
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("KD_DATA_DIR", ROOT.parent / "shared" / "data"))
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each of the processes that run tests side by side."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +34,27 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all the processes that run tests side by side."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def once(folder: Path, make: Callable[[], str]) -> str:
+    """Have one process make a folder while the others wait; what it said."""
+    said = folder.with_suffix(".txt")
+    with FileLock(folder.with_suffix(".lock")):
+        if not said.is_file():
+            said.write_text(make())
+    return said.read_text()
+
+
+@pytest.fixture(scope="session")
+def store(shared: Path) -> Path:
     """One store of teachers for the whole session: each is trained once."""
-    return tmp_path_factory.mktemp("teachers")
+    store = shared / "teachers"
+    store.mkdir(exist_ok=True)
+    return store
 
 
 @pytest.fixture(scope="session")
@@ -68,11 +93,16 @@ def command(environment: dict[str, str]) -> Command:
 
 
 @pytest.fixture(scope="session")
-def digits_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_run(command: Command, shared: Path) -> Path:
     """The run directory of a student distilled on the digits for two epochs."""
-    run_dir = tmp_path_factory.mktemp("runs") / "student"
-    done = command("data=digits", "trainer.max_epochs=2", f"hydra.run.dir={run_dir}")
-    assert done.returncode == 0, done.stderr
+    run_dir = shared / "student"
+
+    def train() -> str:
+        done = command("data=digits", "trainer.max_epochs=2", f"hydra.run.dir={run_dir}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    once(run_dir, train)
     return run_dir
 
 
@@ -96,14 +126,18 @@ def _number(job: Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def device_sweep(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+def device_sweep(command: Command, shared: Path) -> Sweep:
     """Six jobs for one epoch: one process, two, and one again, each with two temperatures."""
-    folder = tmp_path_factory.mktemp("runs") / "devices"
-    done = command(
-        *("-m", "data=digits", "trainer.max_epochs=1", f"hydra.sweep.dir={folder}"),
-        *("trainer.devices=1,2,1", "method.temperature=2,7", *Spy.USE),
-        PYTHONPATH=str(ROOT / "tests"),
-        OMP_NUM_THREADS=None,
-    )
-    assert done.returncode == 0, done.stderr
-    return Sweep(folder, done.stdout)
+    folder = shared / "devices"
+
+    def sweep() -> str:
+        done = command(
+            *("-m", "data=digits", "trainer.max_epochs=1", f"hydra.sweep.dir={folder}"),
+            *("trainer.devices=1,2,1", "method.temperature=2,7", *Spy.USE),
+            PYTHONPATH=str(ROOT / "tests"),
+            OMP_NUM_THREADS=None,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return Sweep(folder, once(folder, sweep))

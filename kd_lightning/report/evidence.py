@@ -161,7 +161,7 @@ def _similarity(classes: dict[str, Array]) -> list[Picture]:
     return [Picture("class_similarity", "Which classes are alike", caption, figure)]
 
 
-CELL_HEIGHT = {1: 4.2, 2: 4.4, 3: 3.8}
+CELL_HEIGHT = {1: 4.2, 2: 4.6, 3: 4.3}
 
 
 def _overlap(probabilities: Array) -> Array:

@@ -7,12 +7,14 @@ the student's logits, and the relative distance of T² times that gradient from 
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from kd_lightning.report.pictures import COLORS, GREY, INK, WIDE, Picture, legend, panels
+from kd_lightning.report.pictures import COLORS, GREY, INK, WIDE, Picture, legend, log_axis, panels
 
 Array = np.ndarray[Any, Any]
 
 NO_OPINION, SURE = 0.95, 0.05  # shares of the largest entropy, where regimes begin and end
+TICKS = [0.1, 1, 10, 100, 1000]
 LATE = 10.0  # from this T on a law for large T is drawn
 
 
@@ -30,6 +32,7 @@ def what_temperature_does(curves: Array | None) -> list[Picture]:
     right.set(title="distance from regression on logits", ylabel="relative, of the gradients")
     for ax in (left, middle, right):
         ax.set(xscale="log", xlabel="temperature T")
+        log_axis(ax.xaxis, TICKS, [f"{tick:g}" for tick in TICKS])
         legend(ax)
     caption = (
         "Left: the entropy of the teacher's answers; below the shaded range they are hard labels, "
@@ -56,3 +59,5 @@ def _law(ax: Any, t: Array, values: Array, power: int, name: str, color: str) ->
     law = f"1/T{'²' if power == -2 else ''}"
     ax.plot(t[late], values[-1] * (t[late] / t[-1]) ** power, ":", color=INK, label=law)
     ax.set(yscale="log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
