@@ -20,8 +20,8 @@ from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.ensemble import Ensemble, mean_probabilities
 from kd_lightning.errors import UserError
 from kd_lightning.launch import own_overrides
-from kd_lightning.report.chain import print_chain
-from kd_lightning.runs import load_run, read_metrics, write_config, write_metrics
+from kd_lightning.report.chain import link_names, print_chain
+from kd_lightning.runs import load_run, plain, read_metrics, write_config, write_metrics
 
 LINK = "KD_CHAIN_LINK"  # tells the other processes of a DDP job which link is theirs
 SEEDS_APART = 1000  # links start from different weights, and chains of a sweep too
@@ -45,13 +45,12 @@ class Chain:
         if "generations" in chain:
             if chain.generations < 2:
                 raise UserError(f"chain.generations must be at least 2, got {chain.generations}")
-            self.names = [f"generation {i}" for i in range(chain.generations)]
             self.nets = [cfg.student] * chain.generations
         elif "assistants" in chain:
-            self.names = [*map(str, chain.assistants), "student"]
             self.nets = [*chain.assistants.values(), cfg.student]
         else:
             raise UserError("chain needs generations or assistants: see conf/experiment")
+        self.names = link_names(plain(chain))
 
     def run(self) -> dict[str, Any]:
         """Train what is not finished; the last link's figures, and those of all."""
@@ -67,7 +66,7 @@ class Chain:
                     del os.environ[LINK]
         metrics = self.figures()
         write_metrics(self.root, metrics)
-        print_chain(self.root, self.names)
+        print_chain(self.root)
         return metrics
 
     def home(self, i: int) -> Path:

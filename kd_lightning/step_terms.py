@@ -9,7 +9,7 @@ from torch import Tensor
 class StepTerms:
     """Means of the terms of the training loss between two log entries.
 
-    The terms stay on the device as a row a step, so that no step waits for the device.
+    The terms stay on the device until then, so that no step waits for it.
 
     Raises:
         FloatingPointError: from :meth:`flush`, where a term is not finite; it names the
@@ -18,18 +18,19 @@ class StepTerms:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.rows: list[Tensor] = []
+        self.rows: list[list[Tensor]] = []
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Keep one step's terms, each a scalar."""
         self.names = list(terms)
-        self.rows.append(torch.stack([t.detach().float() for t in terms.values()]))
+        self.rows.append([term.detach() for term in terms.values()])
 
     def flush(self, last_step: int) -> dict[str, float]:
         """Mean of each term since the last call; ``last_step`` numbers the newest row."""
         if not self.rows:
             return {}
-        table = torch.stack(self.rows).cpu()
+        kept = [term.float() for row in self.rows for term in row]
+        table = torch.stack(kept).cpu().view(len(self.rows), -1)
         self.rows.clear()
         bad = (~table.isfinite().all(1)).nonzero()
         if len(bad):

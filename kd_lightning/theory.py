@@ -31,21 +31,13 @@ def temperature_curves(z_s: Tensor, teacher: Callable[[float], Tensor]) -> Tenso
     >>> [round(x, 3) for x in curves[0, 6].tolist()]  # T = 1
     [0.365, 0.539, 0.169, 0.707]
     """
-    z_s = z_s.detach().cpu().double()
-    limit = _centred(z_s - _exact(teacher, TEMPERATURES[-1])) / z_s.shape[1]
-    rows = []
-    for t in TEMPERATURES:
-        log_p = (_exact(teacher, t) / t).log_softmax(1)
-        gradient = ((z_s / t).softmax(1) - log_p.exp()) / t
-        entropy = -(log_p.exp() * log_p).sum(1)
-        norms = (x.norm(dim=1) for x in (gradient, t**2 * gradient - limit, limit))
-        rows.append(torch.stack([entropy, *norms], dim=1))
-    return torch.stack(rows, dim=1)
-
-
-def _exact(teacher: Callable[[float], Tensor], temperature: float) -> Tensor:
-    return teacher(temperature).detach().cpu().double()
-
-
-def _centred(z: Tensor) -> Tensor:
-    return z - z.mean(1, keepdim=True)
+    t = torch.tensor(TEMPERATURES, dtype=torch.float64)[:, None]
+    z_s = z_s.detach().cpu().double()[:, None]  # B×1×C
+    z_t = torch.stack([teacher(value) for value in TEMPERATURES], dim=1).detach().cpu().double()
+    log_p = (z_t / t).log_softmax(-1)
+    gradient = ((z_s / t).softmax(-1) - log_p.exp()) / t
+    difference = z_s - z_t[:, -1:]  # at the last T, which is as good as without end
+    limit = (difference - difference.mean(-1, keepdim=True)) / z_s.shape[-1]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    norms = (x.norm(dim=-1) for x in (gradient, t**2 * gradient - limit, limit.expand_as(log_p)))
+    return torch.stack([entropy, *norms], dim=-1)

@@ -68,6 +68,7 @@ def test_evidence_is_what_the_best_student_says_of_the_validation_data(digits_ru
         "teacher_class_probabilities": (4, 10, 10),
         "confusion": (10, 10),
         "teacher_confusion": (10, 10),
+        "temperature_curves": (25, 4),
     }
     assert {table.dtype for table in tables.values()} == {np.dtype("float32")}
     own = torch.stack([p[target == c].mean(0) for c in range(10)])

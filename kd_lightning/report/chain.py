@@ -1,21 +1,47 @@
-"""The table of a chain of distillations, a row a link."""
+"""Chains of distillations: the table of one, a row a link, and the picture over seeds."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from kd_lightning.report.read import Run, read_run
 from kd_lightning.report.run import console, percent
 
 
-def print_chain(run_dir: Path, names: Sequence[str]) -> None:
+def link_names(chain: Mapping[str, Any]) -> list[str]:
+    """What the links of a configured chain are called, from first to last."""
+    if "generations" in chain:
+        return [f"generation {i}" for i in range(chain["generations"])]
+    return [*map(str, chain["assistants"]), "student"]
+
+
+def names_of(run: Run) -> list[str]:
+    """The links of a run that is a chain; none of any other."""
+    chain = run.config.get("chain")
+    return link_names(chain) if isinstance(chain, dict) else []
+
+
+def link_scores(runs: Mapping[str, Run], split: str = "val") -> dict[str, list[float]]:
+    """Accuracies of each link, and of all of them together, of chains of several seeds."""
+    keys = [str(i) for i, _ in enumerate(names_of(next(iter(runs.values()))))]
+    figures = {key: f"{split}/accuracy_{key}" for key in keys}
+    figures["together"] = f"{split}/ensemble_accuracy"
+    found = {k: [run.number(name) for run in runs.values()] for k, name in figures.items()}
+    return {k: [score for score in scores if score is not None] for k, scores in found.items()}
+
+
+def print_chain(run_dir: Path) -> None:
     """Print what came of each link, and of all of them together."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("link", "parameters", "val accuracy", "test accuracy", "agreement", "seconds"):
         table.add_column(column, justify="left" if column == "link" else "right")
-    links = [_metrics(run_dir / "links" / str(i)) for i in range(len(names))]
+    whole = read_run(run_dir)
+    names = names_of(whole)
+    links = [read_run(run_dir / "links" / str(i)).metrics for i in range(len(names))]
     if "teacher" in links[0]:
         first = links[0]
         shares = (percent(first[f"{split}/teacher_accuracy"]) for split in ("val", "test"))
@@ -29,12 +55,12 @@ def print_chain(run_dir: Path, names: Sequence[str]) -> None:
             percent(link["test/agreement"]) if "test/agreement" in link else "",
             f"{link['seconds']:.1f}",
         )
-    whole = _metrics(run_dir)
-    shares = (percent(whole[f"{split}/ensemble_accuracy"]) for split in ("val", "test"))
+    shares = (percent(whole.metrics[f"{split}/ensemble_accuracy"]) for split in ("val", "test"))
     table.add_row("all links together", f"{sum(m['parameters'] for m in links):,}", *shares)
     console().print(table)
     console().print(f"chain: {run_dir}", soft_wrap=True, highlight=False)
 
 
-def _metrics(run_dir: Path) -> dict[str, float]:
-    return json.loads((run_dir / "metrics.json").read_text())
+def mean_and_spread(scores: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation; 0 for that of a single score."""
+    return fmean(scores), stdev(scores) if len(scores) > 1 else 0.0

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_lightning.errors import UserError
+from kd_lightning.report.chain import names_of, print_chain
 from kd_lightning.report.groups import group_runs
 from kd_lightning.report.read import Run, is_run, read_runs
 from kd_lightning.report.run import console, print_run
@@ -52,7 +53,7 @@ def _report(folders: Sequence[Path], out: Path | None, control: Sequence[str]) -
     if len(folders) > 1 or control or group_runs(runs).have_repeated_seeds:
         _print_comparison(runs, control)
     elif is_run(folders[0]) and runs[0].metrics:
-        print_run(folders[0])
+        (print_chain if names_of(runs[0]) else print_run)(folders[0])
     elif is_run(folders[0]):
         print(f"unfinished: {folders[0]}")
     else:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from kd_lightning.errors import UserError
 from kd_lightning.report import accuracy, evidence
 from kd_lightning.report.compare import Report, Row
+from kd_lightning.report.links import links
 from kd_lightning.report.pictures import Picture, style
 from kd_lightning.report.read import Run
 from kd_lightning.report.stats import HELPS, HURTS, NO_DIFFERENCE
@@ -44,6 +45,7 @@ def draw(report: Report) -> list[Picture]:
             *accuracy.temperature_and_alpha(report),
             *accuracy.size(report),
             *accuracy.learning_curves(report),
+            *links(report),
             *evidence.pictures(report),
         ]
 
