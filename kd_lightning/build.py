@@ -1,20 +1,26 @@
 """From a configuration to objects. Classes get plain values, never a DictConfig."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from kd_lightning.batch import DataSpec
-from kd_lightning.checkpoints import load_network
+from kd_lightning.checkpoints import load_network, read_checkpoint
 from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.ensemble import Ensemble
 from kd_lightning.errors import UserError
 from kd_lightning.modules.learner import Learner
 from kd_lightning.runs import load_run, untrained
+
+log = logging.getLogger(__name__)
+
+ALIKE = 0.03  # means and standard deviations of 0…1 that a part of the data may change so much
 
 
 def make(config: Any) -> Any:
@@ -32,11 +38,10 @@ def build_data(cfg: DictConfig) -> InMemoryDataModule:
 
 def build_module(cfg: DictConfig, data: InMemoryDataModule, teachers: Sequence[Path]) -> Learner:
     """The module that trains, with the teacher or teachers that lie in checkpoints."""
-    module = make(cfg.model)
-    if not teachers:
-        return module(spec=data.spec)
-    teacher = build_teacher(cfg, data.spec, teachers)
-    return module(spec=data.spec, teacher=teacher, labels=data.splits["train"].target)
+    module, given = make(cfg.model), {"spec": data.spec, "labels": data.splits["train"].target}
+    if teachers:
+        return module(teacher=build_teacher(cfg, data.spec, teachers), **given)
+    return module(**given) if "untrained" in cfg.model else module(spec=data.spec)
 
 
 def try_out(cfg: DictConfig, data: InMemoryDataModule) -> None:
@@ -45,17 +50,20 @@ def try_out(cfg: DictConfig, data: InMemoryDataModule) -> None:
     Raises:
         UserError: if networks, layers or settings do not fit.
     """
-    module = make(cfg.model)
-    if "teacher" in cfg.model and not cfg.teacher_ckpt:
+    if "untrained" in cfg.model:
+        build_module(cfg, data, [])
+    elif "teacher" in cfg.model and not cfg.teacher_ckpt:
         teacher = untrained(cfg.model.teacher, data.spec)
-        module(spec=data.spec, teacher=teacher, labels=data.splits["train"].target)
+        make(cfg.model)(spec=data.spec, teacher=teacher, labels=data.splits["train"].target)
 
 
 def build_teacher(cfg: DictConfig, spec: DataSpec, checkpoints: Sequence[Path]) -> nn.Module:
     """One network as ``net@teacher`` says; of several, each as its own run directory says."""
     if len(checkpoints) == 1:
         net = untrained(cfg.model.teacher, spec)
-        return load_network(net, checkpoints[0], option="net@teacher")
+        load_network(net, checkpoints[0], option="net@teacher")
+        _say_other_normalisation(checkpoints[0], read_checkpoint(checkpoints[0]).get("spec"), spec)
+        return net
     return Ensemble([_member(checkpoint, spec) for checkpoint in checkpoints])
 
 
@@ -66,4 +74,18 @@ def _member(checkpoint: Path, spec: DataSpec) -> nn.Module:
             f"teacher_ckpt: {run.path} was trained on samples of {run.spec.input_shape} in "
             f"{run.spec.num_classes} classes, these are {spec.input_shape} in {spec.num_classes}"
         )
+    _say_other_normalisation(run.path, run.spec.plain(), spec)
     return run.network
+
+
+def _say_other_normalisation(where: Path, found: Any, spec: DataSpec) -> None:
+    """Warn of a teacher that learnt from images on another scale than it will see."""
+    if not isinstance(found, dict):
+        return  # a plain state dict does not say
+    there, here = (torch.tensor([*s.mean, *s.std]) for s in (DataSpec.from_plain(found), spec))
+    if there.shape != here.shape or (there - here).abs().max() > ALIKE:
+        log.warning(
+            "the teacher in %s was trained on images of mean %s and standard deviation %s, these "
+            "are normalised by %s and %s: its answers may be worth little",
+            *(where, found["mean"], found["std"], list(spec.mean), list(spec.std)),
+        )

@@ -29,6 +29,7 @@ from kd_lightning.taps import Outputs, tapped
 log = logging.getLogger(__name__)
 
 Tables = dict[str, Tensor]
+FORMAT = 2  # of the files; a new one leaves the old files alone
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 ON_DEVICE = 2**30  # a table of up to this many bytes follows the student to its device
 
@@ -42,7 +43,7 @@ class Answers:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = dict(tables)
-        self.classes = int(self.tables.pop("classes"))
+        self.classes = int(self.tables.pop(":classes"))
 
     def read(self, index: Tensor, epoch: int) -> Tables:
         """The outputs for the samples at ``index``, B, in the view that an epoch shows."""
@@ -115,10 +116,19 @@ class TeacherCache:
             return None
         key = self._key(teacher, inputs)
         wanted = ["logits", *paths]
-        if missing := [name for name in wanted if f"{key}-{name}" not in self.held]:
-            for name, tables in self._find(key, missing, teacher, inputs, device).items():
-                self.held[f"{key}-{name}"] = tables
-        return Answers({k: t for name in wanted for k, t in self.held[f"{key}-{name}"].items()})
+        found = {name: self.held.pop(f"{key}-{name}", None) for name in wanted}
+        if missing := [name for name, tables in found.items() if tables is None]:
+            found |= self._find(key, missing, teacher, inputs, device)
+        kept = {f"{key}-{name}": tables for name, tables in found.items() if tables}
+        self._hold(kept)
+        return Answers({k: t for tables in kept.values() for k, t in tables.items()})
+
+    def _hold(self, newest: dict[str, Tables]) -> None:
+        """Keep tables for the next job of this process; the oldest go where there is no room."""
+        self.held |= newest
+        for name in [name for name in self.held if name not in newest]:
+            if sum(_size(tables) for tables in self.held.values()) > self.max_bytes:
+                del self.held[name]
 
     def _find(
         self,
@@ -131,9 +141,24 @@ class TeacherCache:
         """The tables of each output, computed where they are not on disk."""
         if self.root is None:
             return self._compute(teacher, inputs, device, wanted)
-        self.root.mkdir(parents=True, exist_ok=True)
-        files = {name: self.root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
-        with FileLock(self.root / f"{key}.lock"):  # one computes, the others wait
+        try:
+            return self._find_on_disk(self.root, key, wanted, teacher, inputs, device)
+        except OSError as error:
+            log.warning("the teacher's answers stay in memory: %s (see cache.root=)", error)
+            return self._compute(teacher, inputs, device, wanted)
+
+    def _find_on_disk(
+        self,
+        root: Path,
+        key: str,
+        wanted: list[str],
+        teacher: nn.Module,
+        inputs: Prepared,
+        device: torch.device,
+    ) -> dict[str, Tables]:
+        root.mkdir(parents=True, exist_ok=True)
+        files = {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
+        with FileLock(root / f"{key}.lock"):  # one computes, the others wait
             if missing := [name for name in wanted if not _is_whole(files[name])]:
                 computed = self._compute(teacher, inputs, device, missing)
                 for name, tables in computed.items():
@@ -149,7 +174,7 @@ class TeacherCache:
 
     def _key(self, teacher: nn.Module, inputs: Prepared) -> str:
         # the printed form tells networks apart whose weights are alike but not their layers
-        about = (repr(teacher), inputs.fingerprint, inputs.views, self.dtype, self.top_k)
+        about = (FORMAT, repr(teacher), inputs.fingerprint, inputs.views, self.dtype, self.top_k)
         digest = hashlib.blake2b(repr(about).encode(), digest_size=12)
         for name, tensor in teacher.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -162,56 +187,77 @@ class TeacherCache:
         log.info("asking the teacher about %d samples × %d views", inputs.size, inputs.views)
         tables: dict[str, Tables] = {name: {} for name in wanted}
         paths = [name for name in wanted if name != "logits"]
-        worst, classes = 0.0, 0
+        worst, classes = dict.fromkeys(wanted, 0.0), 0
         for view, index, batch in inputs.batches(device):
             exact = ask(teacher, batch, paths)
             stored = self._compact(exact)
             classes = exact["logits"].shape[-1]
             again = restore(stored, classes)
-            worst = max(worst, _largest_error(exact["logits"], again["logits"]))
+            for name in wanted:
+                worst[name] = max(worst[name], _largest_error(name, exact[name], again[name]))
             for name, rows in stored.items():
                 output = name if name in paths else "logits"  # which may be several tables
                 if output in tables:
                     shape = (inputs.views, inputs.size, *rows.shape[1:])
                     table = tables[output].setdefault(name, torch.empty(shape, dtype=rows.dtype))
                     table[view, index.cpu()] = rows.cpu()
-        if worst > 0 and "logits" in wanted:
-            log.info("as stored, an answer is off by at most KL = %.1e nats at T = 1", worst)
+        for name, error in worst.items():
+            _say_error(name, error)
         if "logits" in tables:
-            tables["logits"]["classes"] = torch.tensor(classes)
+            tables["logits"][":classes"] = torch.tensor(classes)
         return tables
 
     def _compact(self, rows: Tables) -> Tables:
         rows = dict(rows)
         if self.top_k is not None and self.top_k < rows["logits"].shape[-1]:
             z = rows["logits"].float()
-            rows["logits"], rows["top"] = z.topk(self.top_k)
-            others = z.scatter(-1, rows["top"], -torch.inf).logsumexp(-1)
-            rows["other"] = others - math.log(z.shape[-1] - self.top_k)
+            rows["logits"], rows[":top"] = z.topk(self.top_k)
+            others = z.scatter(-1, rows[":top"], -torch.inf).logsumexp(-1)
+            rows[":other"] = others - math.log(z.shape[-1] - self.top_k)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
 
 
 @torch.no_grad()
 def ask(teacher: nn.Module, inputs: Tensor, paths: Sequence[str] = ()) -> Outputs:
     """A teacher's ``logits``, B×C, and its layers at the paths, without gradient."""
-    return tapped(teacher, inputs, paths)
+    weight = next(teacher.parameters(), inputs)  # after trainer.precision=bf16-true not float32
+    return tapped(teacher, inputs.to(weight.dtype), paths)
 
 
 def restore(rows: Tables, classes: int) -> Tables:
     """Stored rows as the teacher gave them: float32, all classes."""
     rows = {k: v.float() if v.is_floating_point() else v for k, v in rows.items()}
-    if "top" in rows:
-        others = rows.pop("other")[..., None]
+    if ":top" in rows:
+        others = rows.pop(":other")[..., None]
         everywhere = others.expand(*others.shape[:-1], classes)
-        rows["logits"] = everywhere.scatter(-1, rows.pop("top"), rows["logits"])
+        rows["logits"] = everywhere.scatter(-1, rows.pop(":top"), rows["logits"])
     return rows
 
 
-def _largest_error(exact: Tensor, stored: Tensor) -> float:
+def _largest_error(name: str, exact: Tensor, stored: Tensor) -> float:
+    """Of logits the largest KL at T = 1; of a layer the largest difference, over its maximum."""
     if torch.equal(exact, stored):
         return 0.0
+    if not stored.isfinite().all() and exact.isfinite().all():
+        raise UserError(
+            f"the teacher's {name} reach {exact.abs().max():.3g}, which cache.dtype=float16 cannot "
+            "hold: use cache.dtype=float32"
+        )
+    if name != "logits":
+        return ((exact - stored).abs().max() / exact.abs().max()).item()
     log_p, log_q = F.log_softmax(exact, -1), F.log_softmax(stored, -1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).max().item()
+
+
+def _say_error(name: str, error: float) -> None:
+    if error > 0 and name == "logits":
+        log.info("as stored, an answer is off by at most KL = %.1e nats at T = 1", error)
+    elif error > 0:
+        log.info("as stored, %s is off by at most %.1e of its largest value", name, error)
+
+
+def _size(tables: Tables) -> int:
+    return sum(table.nbytes for table in tables.values())
 
 
 def _write(file: Path, tables: Tables) -> None:

@@ -21,7 +21,11 @@ class OneGraphTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:
-        super().log_graph(model, input_array)
+        example = model.example_input_array if input_array is None else input_array
+        assert isinstance(example, Tensor)
+        # trainer.precision=bf16-true has converted the module
+        fitting = example.to(model.dtype) if example.is_floating_point() else example
+        super().log_graph(model, fitting)
         self._log_graph = False
 
 

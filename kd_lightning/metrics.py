@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kd_lightning.theory import TEMPERATURES, temperature_curves
+from kd_lightning.sums import Mean, Sums
+from kd_lightning.theory import Theory
 
 BINS = 15  # of confidence, of equal width
 SHOWN = (1.0, 2.0, 5.0, 20.0)  # temperatures at which the teacher's answers are kept
@@ -42,7 +42,7 @@ class Evaluation(nn.Module):
         self.shares = nn.ModuleDict(
             {name: MulticlassAccuracy(num_classes, average="micro") for name in names}
         )
-        self.loss = MeanMetric(nan_strategy=math.nan)  # by default it leaves NaN out
+        self.loss = Mean(nan_strategy=math.nan)  # by default it leaves NaN out
 
     def update(self, logits: Tensor, target: Tensor, teacher_logits: Tensor | None = None) -> None:
         """Add a batch: logits B×C, target B, teacher_logits B×C."""
@@ -66,23 +66,6 @@ class Evaluation(nn.Module):
         for metric in metrics.values():
             metric.reset()
         return values
-
-
-class Sums(Metric):
-    """Tensors that add up over samples and ranks."""
-
-    full_state_update = False
-
-    def __init__(self, **shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        for name, shape in shapes.items():
-            self.add_state(name, torch.zeros(shape), dist_reduce_fx="sum")
-
-    def add(self, name: str, values: Tensor, rows: Tensor) -> None:
-        """Add up values, B×…: those of each sample into the row that ``rows``, B, names."""
-        state = getattr(self, name)
-        # not in place: what is reset in inference mode may not be written to outside of it
-        setattr(self, name, state.index_add(0, rows, values.to(state.dtype)))
 
 
 class Quality(Sums):
@@ -195,34 +178,6 @@ class Fidelity(Sums):
             "inherited_errors": self.same_errors[1, 1] / self.same_errors[1, 0],
             "class_agreement": self.same[:, 1] / self.same[:, 0],
         }
-
-
-class Theory(Sums):
-    """What the temperature does to the teacher's answers and to the student's gradient.
-
-    ``temperature_curves``, K×4: T, and means over the samples of the entropy of the
-    teacher's answer, of the norm of the gradient of KL (without T²) at the student's logits,
-    and of the distance of T² times that gradient from its limit, over the limit's own norm.
-    """
-
-    curves: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__(curves=(1, len(TEMPERATURES), 4), count=(1,))
-
-    def update(self, logits: Tensor, teacher: LogitsAt) -> None:
-        """Add a batch: the student's logits B×C, and the teacher."""
-        row = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        self.add("curves", temperature_curves(logits, teacher).to(logits), row)
-        self.add("count", torch.ones_like(row), row)
-
-    def compute(self) -> dict[str, Tensor]:
-        """The table by its name."""
-        entropy, gradient, distance, limit = self.curves[0].unbind(1)
-        columns = torch.tensor(TEMPERATURES).to(entropy), entropy / self.count
-        columns = (*columns, gradient / self.count, distance / limit)
-        return {"temperature_curves": torch.stack(columns, dim=1)}
 
 
 def divergence(z_t: Tensor, z_s: Tensor, temperature: float | Tensor) -> Tensor:

@@ -32,8 +32,8 @@ INCIDENTAL = {
     "profiler",
 }
 
-# The callbacks that have a part in what comes out; the others watch.
-FORMATIVE = {"max_norm"}
+# The callbacks that only watch or write; any other may have a part in what comes out.
+WATCHING = {"last", "learning_rate", "progress", "layout", "pictures", "gradients"}
 
 
 def find_teachers(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> list[Path]:
@@ -72,14 +72,15 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
 
 def key_of(job: DictConfig, data: InMemoryDataModule, world_size: int) -> str:
     """The key of what a teacher's job trains."""
+    job = copy.deepcopy(job)
+    job.run_dir = ""  # callbacks may name it
     model, trainer = plain(job.model), plain(job.trainer)
-    formative = {k: v for k, v in plain(job.callbacks).items() if k in FORMATIVE}
     recipe = {
         "model": model,
         "trainer": {k: v for k, v in trainer.items() if k not in INCIDENTAL},
         "seed": job.seed,
         "data": [data.fingerprint, data.batch_size, world_size],
         "version": __version__,
-        **({"callbacks": formative} if formative else {}),
+        "callbacks": {k: v for k, v in plain(job.callbacks).items() if k not in WATCHING},
     }
     return teacher_key(model["net"]["_target_"].rpartition(".")[2], recipe)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kd_lightning.sums import Sums
+
 TEMPERATURES = tuple(10 ** (i / 6 - 1) for i in range(25))  # from 0.1 to 1000
 
 
@@ -41,3 +43,31 @@ def temperature_curves(z_s: Tensor, teacher: Callable[[float], Tensor]) -> Tenso
     entropy = -(log_p.exp() * log_p).sum(-1)
     norms = (x.norm(dim=-1) for x in (gradient, t**2 * gradient - limit, limit.expand_as(log_p)))
     return torch.stack([entropy, *norms], dim=-1)
+
+
+class Theory(Sums):
+    """What the temperature does to the teacher's answers and to the student's gradient.
+
+    ``temperature_curves``, K×4: T, and means over the samples of the entropy of the
+    teacher's answer, of the norm of the gradient of KL (without T²) at the student's logits,
+    and of the distance of T² times that gradient from its limit, over the limit's own norm.
+    """
+
+    curves: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(curves=(1, len(TEMPERATURES), 4), count=(1,))
+
+    def update(self, logits: Tensor, teacher: Callable[[float], Tensor]) -> None:
+        """Add a batch: the student's logits B×C, and the teacher."""
+        row = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        self.add("curves", temperature_curves(logits, teacher).to(logits), row)
+        self.add("count", torch.ones_like(row), row)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The table by its name."""
+        entropy, gradient, distance, limit = self.curves[0].unbind(1)
+        columns = torch.tensor(TEMPERATURES).to(entropy), entropy / self.count
+        columns = (*columns, gradient / self.count, distance / limit)
+        return {"temperature_curves": torch.stack(columns, dim=1)}

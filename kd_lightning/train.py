@@ -14,9 +14,10 @@ import hydra
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import Profiler
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.build import build_data, build_module, make, try_out
+from kd_lightning.cache import TeacherCache
 from kd_lightning.chain import Chain
 from kd_lightning.checkpoints import AtomicCheckpointIO, describe_mismatch, read_checkpoint
 from kd_lightning.data.memory import InMemoryDataModule
@@ -40,6 +41,8 @@ from kd_lightning.runs import (
 )
 
 log = logging.getLogger(__name__)
+
+CACHES: dict[str, TeacherCache] = {}
 
 HERE = Path(__file__).resolve().parent
 CONF = next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir())  # wheel, clone
@@ -132,9 +135,15 @@ def remember(
 ) -> None:
     """Have a teacher answer to whole splits once; all processes and jobs share the answers."""
     if isinstance(module, DistillationModule):
-        cache, device = make(cfg.cache), trainer.strategy.root_device
+        cache, device = cache_of(cfg), trainer.strategy.root_device
         for split in splits:
             module.remember(split, data.prepared(split), cache, device)
+
+
+def cache_of(cfg: DictConfig) -> TeacherCache:
+    """The cache of these settings; the jobs of a sweep that run in one process share it."""
+    settings = OmegaConf.to_yaml(cfg.cache, resolve=True)
+    return CACHES.setdefault(settings, make(cfg.cache))
 
 
 def finish(cfg: DictConfig, trainer: L.Trainer, metrics: dict[str, Any]) -> None:

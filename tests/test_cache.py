@@ -22,6 +22,7 @@ from kd_lightning.losses import correlation_congruence
 from kd_lightning.modules import DistillationModule
 from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
 from kd_lightning.objective import Objective
+from kd_lightning.schedules import LearnedTemperature
 from kd_lightning.taps import tapped
 from kd_lightning.transfer.fitnet import FitNet
 from kd_lightning.transfer.pairwise import Pairwise
@@ -134,34 +135,53 @@ def test_a_warm_cache_never_asks_the_teacher(data, teacher, tmp_path) -> None:
     assert trainer.global_step == 3 * -(-samples // 48)
 
 
+WAITING = (  # they read a number out of a tensor, or need one to know a shape
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.is_nonzero.default,
+)
+
+
 class NoWaiting(TorchDispatchMode):
-    """Fails on anything that has to wait for the device: a number read out of a tensor."""
+    """Fails on anything that has to wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func is not torch.ops.aten._local_scalar_dense.default, "the step synchronises"
+        assert func not in WAITING, "the step synchronises"
         return func(*args, **(kwargs or {}))
 
 
-def test_no_step_synchronises(data, teacher) -> None:
-    module = student_of(data, teacher)
+@pytest.mark.parametrize("terms", [dict, feature_terms])
+@pytest.mark.parametrize("temperature", [5.0, LearnedTemperature()])
+def test_no_step_synchronises(data, teacher, monkeypatch, terms, temperature) -> None:
+    torch.manual_seed(1)
+    objective = Objective(temperature=temperature, transfer=terms())
+    module = DistillationModule(StudentCNN, teacher, objective, data.spec)
     module.remember("train", data.prepared("train"), TeacherCache(None), CPU)
-    steps = []
+    augment, steps, batches = data.on_after_batch_transfer, [], []
+
+    def watched(batch, dataloader_idx):
+        batches.append(1)
+        with NoWaiting():  # augmentation and normalisation
+            return augment(batch, dataloader_idx)
 
     class Guarded(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             self.mode = NoWaiting()
             self.mode.__enter__()
 
-        def on_before_zero_grad(self, trainer, pl_module, optimizer):
-            steps.append(1)
-
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             self.mode.__exit__(None, None, None)  # the optimizer is torch's own
 
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            steps.append(1)
+
+    monkeypatch.setattr(data, "on_after_batch_transfer", watched)
     fit(module, data, callbacks=[Guarded()], log_every_n_steps=10**6)
-    assert len(steps) > 10
-    with NoWaiting(), pytest.raises(AssertionError, match="synchronises"):
-        torch.ones(1).item()
+    assert len(batches) >= len(steps) > 10
+    for waits in (lambda: torch.ones(1).item(), lambda: torch.ones(2).nonzero()):
+        with NoWaiting(), pytest.raises(AssertionError, match="synchronises"):
+            waits()
 
 
 def log_of(caplog: pytest.LogCaptureFixture) -> str:
@@ -297,3 +317,115 @@ def test_features_are_kept_beside_the_logits(data, teacher, tmp_path) -> None:
 def test_bad_settings_are_refused(setting) -> None:
     with pytest.raises(UserError, match=r"cache\."):
         TeacherCache(None, **setting)
+
+
+class Cutout(Augment):
+    """An augmentation of somebody else's."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(shift=2, views=2)
+        self.size = size
+
+
+def test_no_two_augmentations_share_answers(data) -> None:
+    found = set()
+    for augment in (Augment(shift=2, views=2), Cutout(4), Cutout(9)):
+        data.augment = augment
+        found.add(data.prepared("train").fingerprint)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("name", ["top", "other", "classes"])
+def test_a_layer_may_have_any_name(data, name: str) -> None:
+    net = nn.Sequential()
+    net.add_module("flat", nn.Flatten())
+    net.add_module(name, nn.Linear(784, 10))
+    cache = TeacherCache(None, top_k=3)
+    answers = cache.answers(net.eval(), data.prepared("val"), CPU, [name])
+    assert answers is not None
+    _, index, inputs = next(iter(data.prepared("val").batches(CPU)))
+    found = answers.read(index, 0)
+    torch.testing.assert_close(found[name], net(inputs).detach(), rtol=0, atol=0)
+    assert found["logits"].shape == (len(index), 10)
+
+
+def test_the_next_job_of_a_process_asks_nobody(data, teacher) -> None:
+    cache = TeacherCache(None)
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        asked = len(calls)
+        assert cache.answers(teacher, data.prepared("val"), CPU) is not None
+    assert len(calls) == asked + 1  # one sample, to know how large an answer is
+
+
+def test_what_is_held_in_memory_stays_within_its_budget(data, teacher) -> None:
+    once = TeacherCache(None)
+    once.answers(teacher, data.prepared("train"), CPU)
+    (tables,) = once.held.values()
+    cache = TeacherCache(None, max_bytes=1.5 * sum(table.nbytes for table in tables.values()))
+    for seed in range(3):
+        data.augment = Augment(shift=2, views=2, seed=seed)
+        assert cache.answers(teacher, data.prepared("train"), CPU) is not None
+    assert len(cache.held) == 1
+
+
+def test_a_folder_that_cannot_be_used_is_said_and_does_no_harm(
+    data, teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        answers = TeacherCache(str(tmp_path / "file" / "cache")).answers(
+            teacher, data.prepared("val"), CPU
+        )
+    assert answers is not None
+    assert "stay in memory" in log_of(caplog)
+
+
+def test_half_precision_of_layers_is_stated_or_refused(data, teacher, caplog) -> None:
+    cache = TeacherCache(None, dtype="float16")
+    with caplog.at_level(logging.INFO):
+        cache.answers(teacher, data.prepared("val"), CPU, ["features"])
+    assert "as stored, features is off by at most" in log_of(caplog)
+    with torch.no_grad():
+        teacher.features[0].weight.mul_(1e6)
+    with pytest.raises(UserError, match=r"reach .* use cache\.dtype=float32"):
+        cache.answers(teacher, data.prepared("val"), CPU, ["features"])
+
+
+SLOW_TEACHER = """
+import logging, sys, time
+from pathlib import Path
+import torch
+from torch import nn
+from kd_lightning.cache import TeacherCache
+from kd_lightning.data.digits import DigitsDataModule
+
+class Slow(nn.Linear):
+    def forward(self, x):
+        time.sleep(0.2)
+        return super().forward(x.flatten(1))
+
+folder = Path(sys.argv[1])
+logging.basicConfig(level=logging.INFO)
+data = DigitsDataModule()
+data.setup()
+torch.manual_seed(0)
+net = Slow(784, 10).eval()
+(folder / f"ready-{sys.argv[2]}").touch()
+while len(list(folder.glob("ready-*"))) < 2:
+    time.sleep(0.01)
+cache = TeacherCache(str(folder / "cache"))
+print(cache.answers(net, data.prepared("train"), torch.device("cpu")).tables["logits"].sum().item())
+"""
+
+
+@pytest.mark.slow
+def test_of_processes_that_ask_at_once_one_computes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW_TEACHER, str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, name], **pipes) for name in "ab"]
+    ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for *_, code in ended] == [0, 0], ended
+    assert len({printed for printed, *_ in ended}) == 1
+    assert sum(said.count("asking the teacher about") for _, said, _ in ended) == 1

@@ -276,3 +276,16 @@ def test_the_limit_of_an_ensemble_is_that_of_its_mean_logits() -> None:
     one.update(z_s, z_s.argmax(1), partial(mean_probabilities, z_t.mean(1)))
     ours, theirs = (e.result()[1]["temperature_curves"] for e in (several, one))
     torch.testing.assert_close(ours[-1, 1:3], theirs[-1, 1:3], rtol=1e-3, atol=1e-7)
+
+
+def test_sums_stay_exact_whatever_the_module_becomes() -> None:
+    evidence, evaluation = Evidence(num_classes=3, with_teacher=False), Evaluation(3, False)
+    for part in (evidence, evaluation):
+        part.bfloat16()
+        part.to(torch.bfloat16)
+    for _ in range(400):  # in bfloat16, 256 + 1 is 256
+        evidence.update(LOGITS.bfloat16(), TARGET)
+        evaluation.update(LOGITS.bfloat16(), TARGET)
+    exact = cross_entropy(LOGITS, TARGET)
+    assert evidence.result()[0]["loss"].item() == pytest.approx(exact, rel=1e-3)
+    assert evaluation.result()["loss"].item() == pytest.approx(exact, rel=5e-3)

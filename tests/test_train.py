@@ -187,3 +187,40 @@ def test_a_trained_teacher_is_offered_to_later_students(command: Command, tmp_pa
     for name, weight in trained.network.state_dict().items():
         assert torch.equal(weight, published.network.state_dict()[name])
     assert metrics["test/teacher_accuracy"] == trained.metrics["test/accuracy"]
+
+
+@pytest.mark.slow
+def test_other_precisions_run_to_their_end(command: Command, tmp_path: Path) -> None:
+    done = command(
+        *("-m", "data=digits", "trainer.max_epochs=1", "trainer.precision=bf16-true,64-true"),
+        *("method=kd,crd", f"hydra.sweep.dir={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stderr
+    for job in "0123":
+        metrics = json.loads((tmp_path / job / "metrics.json").read_text())
+        assert metrics["test/accuracy"] > 0.7
+        assert metrics["latency_ms"] > 0
+
+
+@pytest.mark.slow
+def test_an_untrained_teacher_can_be_compared_with_by_any_method(
+    command: Command, tmp_path: Path
+) -> None:
+    done = command(
+        *("data=digits", "trainer.max_epochs=1", "model=untrained_teacher", "method=crd"),
+        f"hydra.run.dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["test/accuracy"] > 0.5
+
+
+@pytest.mark.slow
+def test_a_teacher_of_images_on_another_scale_is_said(
+    command: Command, digits_run: Path, tmp_path: Path
+) -> None:
+    done = command(
+        *("data=digits", "data.mean=[0.9]", "data.std=[0.1]", "trainer.max_epochs=1"),
+        *(f"teacher_ckpt={digits_run}", "net@teacher=student_cnn", f"hydra.run.dir={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "was trained on images of mean" in (tmp_path / "train.log").read_text()

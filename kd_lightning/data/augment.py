@@ -60,7 +60,9 @@ class Augment:
         self.views = views if shift or flip else 1
 
     def __repr__(self) -> str:
-        return f"Augment(shift={self.shift}, flip={self.flip}, seed={self.seed})"
+        """All that decides what a view looks like; caches are keyed by it."""
+        settings = {k: v for k, v in vars(self).items() if k != "views"}
+        return f"{type(self).__module__}.{type(self).__qualname__}({settings})"
 
     def __call__(self, x: Tensor, index: Tensor, epoch: int) -> Tensor:
         """Images, B×C×H×W of any type, of the samples at ``index``, B, as an epoch shows them."""

@@ -84,6 +84,7 @@ class Learner(L.LightningModule):
     def costs_of(self, net: nn.Module) -> dict[str, float]:
         """See :func:`~kd_lightning.costs.costs`; on the device this module lies on."""
         sample = torch.zeros(2, *self.spec.input_shape, device=self.device)
+        sample = sample.to(next(net.parameters()).dtype)
         return costs(net, sample)
 
     @property

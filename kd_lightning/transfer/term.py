@@ -75,7 +75,7 @@ class Term(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs, index: Tensor) -> Tensor:
         f_s = [student[path] for path in self.student]
-        f_t = [teacher[path].detach() for path in self.teacher]
+        f_t = [teacher[path].detach().to(f_s[0].dtype) for path in self.teacher]
         return self.compare(f_s, f_t, index)
 
     @property
