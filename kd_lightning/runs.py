@@ -81,11 +81,18 @@ def typed(cfg: DictConfig, overrides: list[str] | None) -> dict[str, Any]:
 def choices(cfg: DictConfig) -> dict[str, Any]:
     """What else tells this run from others, flat: options by name, settings, the seed."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    parts = ("method", "student") if "objective" in cfg.model else ("teacher",)
+    objective = cfg.model.get("objective")
+    if objective is None:
+        sections = {"teacher": cfg.teacher}
+    elif objective == cfg.method:
+        sections = {"method": cfg.method, "student": cfg.student}
+    else:  # model=mutual has an objective of its own
+        sections = {"objective": objective, "student": cfg.student}
     options = {
-        name: chosen.get(name) or chosen.get(f"net@{name}") for name in (*parts, "teacher", "data")
+        name: chosen.get(name) or chosen.get(f"net@{name}")
+        for name in (*sections, "teacher", "data")
     }
-    settings = {k: v for part in parts for k, v in _leaves(plain(cfg[part]), part)}
+    settings = {k: v for n, s in sections.items() for k, v in _leaves(plain(s), n)}
     flat = {**options, **settings, "seed": cfg.seed}
     return {name: value for name, value in flat.items() if value is not None}
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Command
+from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from kd_lightning import load_run
@@ -19,8 +20,9 @@ from kd_lightning.modules import MutualModule
 from kd_lightning.nets.cnn import StudentCNN
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.objective import Objective
-from kd_lightning.runs import read_metrics
+from kd_lightning.runs import choices, read_metrics
 from kd_lightning.schedules import LearnedTemperatures
+from kd_lightning.train import CONF
 from kd_lightning.transfer.fitnet import FitNet
 
 SPEC = DataSpec((1, 28, 28), 10, (0.5,), (0.5,))
@@ -115,3 +117,10 @@ def test_by_the_command_on_one_process_and_on_two(command: Command, tmp_path: Pa
             assert run.metrics[f"parameters_{name}"] == parameters
             assert run.metrics[f"test/accuracy_{name}"] > 0.6
     assert read_metrics(tmp_path / "0") != read_metrics(tmp_path / "1")
+
+
+def test_what_is_recorded_is_the_objective_that_was_used() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        recorded = choices(compose("train", ["model=mutual", "run_dir=here"]))
+    assert (recorded["objective.alpha"], recorded["objective.temperature"]) == (1.0, 1.0)
+    assert not [name for name in recorded if name.startswith("method")]
