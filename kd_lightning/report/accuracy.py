@@ -13,7 +13,7 @@ import numpy as np
 
 from kd_lightning.errors import UserError
 from kd_lightning.report.compare import VAL, Report, Row
-from kd_lightning.report.groups import is_learning, is_taught
+from kd_lightning.report.groups import is_learning
 from kd_lightning.report.pictures import (
     COLORS,
     GREY,
@@ -24,6 +24,7 @@ from kd_lightning.report.pictures import (
     percent_axis,
 )
 from kd_lightning.report.read import Run, finite
+from kd_lightning.report.settings import is_taught
 from kd_lightning.report.words import teacher_name
 
 T, ALPHA = "method.temperature", "method.alpha"

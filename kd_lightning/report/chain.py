@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from kd_lightning.errors import UserError
 from kd_lightning.report.read import Run, read_run
 from kd_lightning.report.run import console, percent
 
@@ -22,7 +23,11 @@ def link_names(chain: Mapping[str, Any]) -> list[str]:
 def names_of(run: Run) -> list[str]:
     """The links of a run that is a chain; none of any other."""
     chain = run.config.get("chain")
-    return link_names(chain) if isinstance(chain, dict) else []
+    try:
+        return link_names(chain) if isinstance(chain, dict) else []
+    except (KeyError, TypeError) as error:
+        file = run.path / ".hydra" / "config.yaml"
+        raise UserError(f"{file}: chain has neither generations nor assistants") from error
 
 
 def link_scores(runs: Mapping[str, Run], split: str = "val") -> dict[str, list[float]]:

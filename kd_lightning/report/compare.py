@@ -1,15 +1,19 @@
 """Each group beside its control: what a report says, before it is put in any form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from kd_lightning.report.groups import Group, Groups, find_controls, group_runs, is_taught
-from kd_lightning.report.read import Run
+from kd_lightning.report.groups import Group, Groups, find_controls, group_runs
+from kd_lightning.report.read import Run, finite
+from kd_lightning.report.settings import is_taught, is_teacher, label_only
 from kd_lightning.report.stats import Difference, Summary, difference, holm, summarize, verdict
 
 VAL, TEST = "val/accuracy", "test/accuracy"
 # Options of method= whose teachers teach nothing, to see what a gain is not due to.
-PLACEBOS = ("permuted", "untrained")
+PLACEBOS, SMOOTH = ("permuted", "untrained"), "label_smoothing"
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +101,24 @@ class Report:
         return [row for row in self.rows if row.difference]
 
     @property
+    def asked(self) -> list[Row]:
+        """The comparisons that the headline is about: those that distil, if any do."""
+        return [row for row in self.compared if distils(row.group)] or self.compared
+
+    @property
+    def has_one_control(self) -> bool:
+        """Whether all that the headline is about are rivals in one task."""
+        return len({row.control for row in self.asked}) == 1
+
+    @property
     def best(self) -> Row | None:
-        """Picked on validation, among all."""
-        return best_on_validation(self.rows)
+        """Picked on validation, among all students."""
+        return best_on_validation([row for row in self.rows if not is_teacher(row.group.first)])
 
     @property
     def lead(self) -> Row | None:
-        """Picked on validation, among those that distil and have a control."""
-        distilled = [row for row in self.compared if _distils(row.group)]
-        return best_on_validation(distilled or self.compared)
+        """The row of the headline: picked on validation, or the clearest of several controls."""
+        return best_on_validation(self.asked) if self.has_one_control else clearest(self.asked)
 
 
 def build_report(runs: Sequence[Run], named: Sequence[str] = ()) -> Report:
@@ -118,9 +131,28 @@ def build_report(runs: Sequence[Run], named: Sequence[str] = ()) -> Report:
     return Report(groups.columns, rows, teachers, unfinished, groups.repeats, named_control)
 
 
-def _distils(group: Group) -> bool:
-    placebo = any(name in value for value in group.values.values() for name in PLACEBOS)
-    return is_taught(group.first) and not placebo
+def placebo(group: Group) -> str:
+    """Which half measure a group is; empty if none."""
+    chosen = (group.first.choices.get(name) for name in ("method", "model"))
+    names = [*group.values.values(), *map(str, chosen)]
+    for name in PLACEBOS:
+        if any(name in text for text in names):
+            return name
+    smooth = finite(group.first.setting("method.label_smoothing"))
+    return SMOOTH if smooth and not is_taught(group.first) else ""
+
+
+def distils(group: Group) -> bool:
+    """Whether it learnt from a teacher that has something to teach."""
+    return is_taught(group.first) and not is_teacher(group.first) and not placebo(group)
+
+
+def is_about_distillation(row: Row) -> bool:
+    """Whether a row's verdict says if distillation helped."""
+    control = row.control
+    return (
+        distils(row.group) and control is not None and all(map(label_only, control.runs.values()))
+    )
 
 
 def best_on_validation(rows: list[Row]) -> Row | None:
@@ -129,13 +161,25 @@ def best_on_validation(rows: list[Row]) -> Row | None:
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
+def clearest(rows: list[Row]) -> Row | None:
+    """The row with the smallest p, of equals that with the largest difference."""
+    found = [
+        ((row.p, -abs(d.mean)), row) for row in rows if (d := row.difference) and row.p is not None
+    ]
+    return min(found, key=lambda pair: pair[0])[1] if found else best_on_validation(rows)
+
+
+def adjusted(found: Mapping[K, Difference | None]) -> dict[K, float]:
+    """The p-values of differences, Holm-adjusted for their number."""
+    raw = {key: d.p for key, d in found.items() if d and d.p is not None}
+    return dict(zip(raw, holm(list(raw.values())), strict=True))
+
+
 def _compare(groups: Groups, controls: dict[Group, Group]) -> list[Row]:
-    found = {g: _difference(g, controls.get(g)) for g in groups.groups}
-    raw = {g: d.p for g, d in found.items() if d and d.p is not None}
-    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
-    rows = []
+    found = {g: difference_of(g, controls.get(g)) for g in groups.groups}
+    p_values, rows = adjusted(found), []
     for group, delta in found.items():
-        control, p = controls.get(group), adjusted.get(group)
+        control, p = controls.get(group), p_values.get(group)
         words = verdict(delta, p) if delta else "control" if control is group else "no control"
         val, test = (_summary(group, name) for name in (VAL, TEST))
         rows.append(Row(group, control, val, test, delta, p, words))
@@ -155,7 +199,8 @@ def _teachers(groups: Sequence[Group]) -> list[Teacher]:
     return found
 
 
-def _difference(group: Group, control: Group | None) -> Difference | None:
+def difference_of(group: Group, control: Group | None) -> Difference | None:
+    """In test accuracy; None where there is nothing to compare."""
     if control is None or control is group:
         return None
     ours, theirs = group.scores(TEST), control.scores(TEST)

@@ -44,12 +44,12 @@ def pictures(report: Report) -> list[Picture]:
     """What the evidence of the best group, its control and their teacher shows."""
     rows = _shown(report)
     evidence = {row: [load(run) for run in row.group.runs.values()] for row in rows}
-    first = next((arrays for found in evidence.values() for arrays in found if arrays), {})
+    # the lead's, since the control may have had another teacher
     latest = next((a for row in reversed(rows) for a in evidence[row] if a), {})
     names = {row: report.control if row.is_control else row.group.label for row in rows}
-    bins = {"teacher": _sized(first, "teacher_bins", 2)}
+    bins = {"teacher": _sized(latest, "teacher_bins", 2)}
     bins |= {names[row]: _merged_bins(found) for row, found in evidence.items()}
-    teacher = _sized(first, "teacher_class_probabilities", 3)
+    teacher = _sized(latest, "teacher_class_probabilities", 3)
     classes = {"teacher": None if teacher is None else teacher[0]}
     classes |= {names[row]: _mean_classes(found) for row, found in evidence.items()}
     return [

@@ -6,17 +6,20 @@ from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.report.read import MISSING, Run, finite
+from kd_lightning.report.settings import is_teacher, label_only, section, short_names, value
+from kd_lightning.report.untold import untold
 
 # Where a run lies and how it is watched makes no other group of it.
-NO_MATTER = ("seed", "run_dir", "resume", "profile", "teacher_store", "hydra")
+NO_MATTER = (
+    *("seed", "run_dir", "resume", "profile", "teacher_store", "hydra", "cache", "logger"),
+    *("pretrain.seed", "data.root", "trainer.default_root_dir", "trainer.enable_progress_bar"),
+)
 # What a student on labels alone knows nothing of: it is the control of all of these.
 LEARNING = ("method", "model", "chain", "teacher", "teacher_ckpt", "pretrain")
 # What must be the same in a control where an option such as ``experiment`` chooses it, less
 # what a run may have of its own.
 WORK = ("data", "augment", "student", "optimizer", "scheduler", "trainer")
 OWN = ("seed", "root", "default_root_dir", "enable_progress_bar")
-# What changes nothing while no teacher is listened to.
-MOOT = ("method.temperature", "method.response", "method.ensemble")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,66 +75,36 @@ class Groups:
 
 
 def group_runs(runs: Sequence[Run]) -> Groups:
-    """Sort the finished runs by all that was typed and differs among the runs."""
-    keys = swept(runs)
+    """Sort the finished runs by what was typed and differs, and by what parts them untold."""
+    finished, keys = [run for run in runs if run.metrics], swept(runs)
+    keys += untold(list(_by_values(finished, keys).values()))
     columns = dict(zip(keys, short_names(keys), strict=True))
-    found: dict[tuple[str, ...], dict[str, Run]] = {}
-    repeats = []
-    for run in runs:
-        if run.metrics:
-            group = found.setdefault(tuple(value(run, key) for key in keys), {})
-            if run.seed in group:
-                repeats.append(group[run.seed])
-            group[run.seed] = run
-    groups = []
-    for texts, members in found.items():
+    groups, repeats = [], []
+    for texts, alike in _by_values(finished, keys).items():
+        members = {run.seed: run for run in alike}
+        repeats += [run for run in alike if run is not members[run.seed]]
         label = ", ".join(f"{n}={t}" for n, t in zip(columns.values(), texts, strict=True))
         groups.append(Group(dict(zip(keys, texts, strict=True)), label or "all runs", members))
     return Groups(columns, groups, repeats)
 
 
+def _by_values(runs: Sequence[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(tuple(value(run, key) for key in keys), []).append(run)
+    return found
+
+
 def swept(runs: Sequence[Run]) -> list[str]:
     """The typed names whose values differ among the runs."""
     typed = dict.fromkeys(key for run in runs for key in run.typed)
-    keys = [key for key in typed if _root(key) not in NO_MATTER]
+    keys = [k for k in typed if k not in NO_MATTER and section(k) not in NO_MATTER]
     return [key for key in keys if len({value(run, key) for run in runs}) > 1]
-
-
-def value(run: Run, key: str) -> str:
-    """What a run used under a name: the option chosen, else the setting, else what was typed."""
-    if key.startswith(MOOT) and not is_taught(run):
-        return "–"
-    found = run.choices.get(key, MISSING)
-    found = run.setting(key) if found is MISSING else found
-    if found is MISSING or isinstance(found, dict):
-        return run.typed.get(key, "")
-    return _text(found)
-
-
-def label_only(run: Run) -> bool:
-    """Whether a student learnt from the labels as they are, and from nobody."""
-    return not finite(run.setting("method.label_smoothing")) and not is_taught(run)
-
-
-def is_taught(run: Run) -> bool:
-    """Whether anybody was listened to: a teacher's answers, its layers, another student."""
-    if _module(run) not in ("", "DistillationModule") or run.config.get("chain"):
-        return True
-    transfer = run.setting("method.transfer")
-    terms = list(transfer.values()) if isinstance(transfer, dict) else []
-    idle = (isinstance(term, dict) and term.get("weight") == 0 for term in terms)
-    return finite(run.setting("method.alpha")) != 0 or not all(idle)
-
-
-def short_names(keys: list[str]) -> list[str]:
-    """``temperature`` for ``method.temperature``, unless another key ends alike."""
-    ends = [k.rpartition(".")[2] for k in keys]
-    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 def is_learning(key: str) -> bool:
     """Whether a column is about the method or the teacher, not the student or its data."""
-    return _root(key) in LEARNING
+    return section(key) in LEARNING
 
 
 def find_controls(groups: Groups, named: Sequence[str] = ()) -> dict[Group, Group]:
@@ -155,19 +128,20 @@ def find_controls(groups: Groups, named: Sequence[str] = ()) -> dict[Group, Grou
     for group in groups.groups:
         fits = [c for c in candidates if c.agrees(group, matched) == len(matched)]
         fits = [c for c in fits if not bundled or _work(c.first) == _work(group.first)]
-        is_teacher = _module(group.first) == "TeacherModule"  # no student that does better
-        if fits and (named or not is_teacher):
+        # a teacher is no student that does better
+        if fits and (named or not is_teacher(group.first)):
             found[group] = _nearest(group, fits, list(groups.columns))
     return found
 
 
 def _must_match(groups: Groups) -> tuple[list[str], bool]:
-    """The columns in which a control is like its group; whether others choose many settings."""
+    """The columns in which a control is like its group; whether they may not be all there is."""
     others = [key for key in groups.columns if not is_learning(key)]
     runs = [group.first for group in groups.groups]
     package = {key: key.rpartition("@")[2] for key in others}
     plain = [k for k in others if any(r.setting(package[k]) is not MISSING for r in runs)]
-    return plain, len(plain) < len(others)
+    typed = {key for group in groups.groups for run in group.runs.values() for key in run.typed}
+    return plain, len(plain) < len(others) or not typed >= groups.columns.keys()
 
 
 def _work(run: Run) -> dict[str, Any]:
@@ -192,20 +166,3 @@ def _named_column(groups: Groups, text: str) -> tuple[str, str]:
             return key, wanted
     columns = ", ".join(groups.columns.values()) or "nothing"
     raise UserError(f"--control {text}: {name} was not swept; {columns} was")
-
-
-def _module(run: Run) -> str:
-    """The class that trained it, as far as the configuration tells."""
-    found = run.setting("model._target_")
-    return "" if found is MISSING else str(found).rpartition(".")[2]
-
-
-def _root(key: str) -> str:
-    """The section that a typed name is about: ``teacher`` for ``net@teacher``."""
-    return key.rpartition("@")[2].partition(".")[0].partition("/")[0]
-
-
-def _text(found: Any) -> str:
-    if found is None or isinstance(found, bool):
-        return str(found).lower()
-    return f"{found:.12g}" if isinstance(found, int | float) else str(found)

@@ -11,7 +11,7 @@ MOST = 3  # chains side by side
 
 def links(report: Report) -> list[Picture]:
     """A panel for each chain; nothing where there is none."""
-    chains = [row for row in report.rows if names_of(row.group.first)][:MOST]
+    chains = [row for row in report.rows if _is_complete(row)][:MOST]
     if not chains:
         return []
     figure, axes = panels(len(chains))
@@ -23,6 +23,11 @@ def links(report: Report) -> list[Picture]:
         "standard deviation. Together: the mean of all links' probabilities."
     )
     return [Picture("links", "Accuracy link by link", caption, figure)]
+
+
+def _is_complete(row: Row) -> bool:
+    """Whether it is a chain that has a figure of each link."""
+    return bool(names_of(row.group.first)) and all(link_scores(row.group.runs).values())
 
 
 def _panel(ax: Any, row: Row) -> None:

@@ -57,18 +57,23 @@ def _report(folders: Sequence[Path], out: Path | None, control: Sequence[str]) -
     elif is_run(folders[0]):
         print(f"unfinished: {folders[0]}")
     else:
-        sweep_table(folders[0]).print()
+        has_ended = (folders[0] / "sweep.csv").is_file()  # which is written last
+        sweep_table(folders[0], has_ended).print()
     if out:
         _write(runs, control, out)
 
 
 def _print_comparison(runs: Sequence[Run], control: Sequence[str]) -> None:
-    from kd_lightning.report.compare import build_report  # late: what numbers need is slow
+    from kd_lightning.report.answer import headline  # late: what numbers need is slow
+    from kd_lightning.report.causes import causes
+    from kd_lightning.report.compare import build_report
     from kd_lightning.report.table import main_table, print_table
-    from kd_lightning.report.words import METHOD, headline, notes
+    from kd_lightning.report.words import METHOD, notes
 
     report = build_report(runs, control)
     _say(headline(report))
+    for line in causes(report):
+        _say(line, style="none")
     if report.rows:
         print_table(main_table(report))
     for line in (METHOD, *notes(report)):

@@ -7,14 +7,18 @@ from types import MappingProxyType
 
 from kd_lightning.errors import UserError
 from kd_lightning.report import accuracy, evidence
+from kd_lightning.report.answer import headline, mood
+from kd_lightning.report.causes import causes
 from kd_lightning.report.compare import Report, Row
 from kd_lightning.report.links import links
 from kd_lightning.report.pictures import Picture, style
 from kd_lightning.report.read import Run
+from kd_lightning.report.run import percent
 from kd_lightning.report.stats import HELPS, HURTS, NO_DIFFERENCE
 from kd_lightning.report.table import (
     DIFFERENCE,
     Table,
+    errors_table,
     main_table,
     markdown,
     markdown_text,
@@ -22,7 +26,7 @@ from kd_lightning.report.table import (
     write_csv,
 )
 from kd_lightning.report.template import PAGE
-from kd_lightning.report.words import METHOD, common, headline, notes, percent
+from kd_lightning.report.words import METHOD, common, notes
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -52,17 +56,17 @@ def draw(report: Report) -> list[Picture]:
 
 def html(report: Report, pictures: Sequence[Picture]) -> str:
     """The page, whole in itself."""
-    lead = report.lead
     return PAGE.substitute(
         headline=escape(headline(report)),
-        mood=lead.verdict if lead and lead.verdict in (HELPS, HURTS) else "open",
+        mood=mood(report),
+        causes="\n".join(f'<p class="cause">{escape(cause)}</p>' for cause in causes(report)),
         table=_main_table(report),
         method=escape(METHOD),
         notes="\n".join(f'<p class="note">{escape(note)}</p>' for note in _remarks(report)),
         pictures=_section("Pictures", f'<div class="pictures">{_figures(pictures)}</div>')
         if pictures
         else "",
-        more=_more(report),
+        more="\n".join(_section(title, _html_table(t)) for title, t in _further(report)),
         runs=_section("Runs", _html_table(_run_table(report))) if report.runs else "",
     )
 
@@ -145,10 +149,12 @@ def _figures(pictures: Sequence[Picture]) -> str:
     return "\n".join(figures)
 
 
-def _more(report: Report) -> str:
-    table = more_table(report)
-    title = "Fidelity, calibration and cost"
-    return _section(title, _html_table(table)) if len(table.header) > 1 else ""
+def _further(report: Report) -> list[tuple[str, Table]]:
+    """The tables below the pictures, with their titles."""
+    errors, more = errors_table(report), more_table(report)
+    found = [("Test errors", errors)] if errors.rows else []
+    title = "Fidelity, calibration and cost (validation)"
+    return [*found, *([(title, more)] if len(more.header) > 1 else [])]
 
 
 def _run_table(report: Report) -> Table:
@@ -178,13 +184,12 @@ def _write_pngs(pictures: Sequence[Picture], folder: Path) -> list[Path]:
 
 
 def _markdown(report: Report, pictures: Sequence[Picture], files: Sequence[Path]) -> str:
-    parts = ["# Did distillation help?", markdown_text(headline(report))]
+    said = [headline(report), *causes(report)]
+    parts = ["# Did distillation help?", *map(markdown_text, said)]
     parts += [markdown(main_table(report))] if report.rows else []
     parts += [METHOD, *map(markdown_text, _remarks(report))]
     for picture, file in zip(pictures, files, strict=True):
         parts.append(f"## {picture.title}\n\n![{picture.title}](pictures/{file.name})")
         parts.append(markdown_text(picture.caption))
-    more = more_table(report)
-    if len(more.header) > 1:
-        parts.append(f"## Fidelity, calibration and cost\n\n{markdown(more)}")
+    parts += [f"## {title}\n\n{markdown(table)}" for title, table in _further(report)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"

@@ -16,6 +16,17 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where
 MISSING = object()
 
 
+class Figures(dict[str, Any]):
+    """The figures of a file; asked for one that is not there, it says so in one line."""
+
+    def __init__(self, file: Path, found: dict[str, Any]) -> None:
+        super().__init__(found)
+        self.file = file
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self.file} holds no {name}")
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One run directory.
@@ -26,7 +37,7 @@ class Run:
     """
 
     path: Path
-    metrics: dict[str, Any]
+    metrics: Figures
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -37,6 +48,8 @@ class Run:
     def typed(self) -> dict[str, str]:
         """What was typed for this run: keys without ``+`` or ``~``, and their values."""
         lines = self._hydra("overrides.yaml") or []
+        if not isinstance(lines, list):
+            raise UserError(f"{self.path / '.hydra' / 'overrides.yaml'} holds no list")
         pairs = (str(line).lstrip("+~").partition("=") for line in lines)
         return {key: value for key, _, value in pairs}
 
@@ -96,7 +109,7 @@ def read_run(folder: Path) -> Run:
     metrics = load(file, json.loads) if file.is_file() else {}
     if not isinstance(metrics, dict):
         raise UserError(f"{file} holds no figures")
-    return Run(folder, metrics)
+    return Run(folder, Figures(file, metrics))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

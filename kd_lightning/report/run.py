@@ -1,6 +1,5 @@
 """The small table at the end of a run."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,10 +7,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from kd_lightning.report.read import read_run
+
 
 def print_run(run_dir: Path) -> None:
     """Print who was trained, from whom, and what came of it."""
-    metrics = json.loads((run_dir / "metrics.json").read_text())
+    metrics = read_run(run_dir).metrics
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "parameters", "test accuracy", "agreement", "compression", "seconds"):
         table.add_column(name, justify="right" if name else "left")

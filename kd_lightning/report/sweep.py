@@ -9,9 +9,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kd_lightning.report.groups import short_names
 from kd_lightning.report.read import Run, jobs_of, read_run
 from kd_lightning.report.run import console, percent
+from kd_lightning.report.settings import short_names
 
 COLUMNS = ("val\naccuracy", "test\naccuracy", "agreement", "parameters", "seconds")
 
@@ -53,12 +53,16 @@ class SweepTable:
         (folder / "sweep.md").write_text("".join(f"| {' | '.join(r)} |\n" for r in rows))
 
 
-def sweep_table(folder: Path) -> SweepTable:
-    """The table of the jobs in a sweep's directory, in the order they were numbered."""
+def sweep_table(folder: Path, has_ended: bool = True) -> SweepTable:
+    """The table of the jobs in a sweep's directory, in the order they were numbered.
+
+    A job without metrics has failed where the sweep has ended; otherwise it may still run.
+    """
+    missing = "failed" if has_ended else "unfinished"
     jobs = [read_run(job) for job in jobs_of(folder)]
     swept = [key for key in dict.fromkeys(k for j in jobs for k in j.typed) if _varies(key, jobs)]
     rows = [
-        [job.path.name, *(job.typed.get(k, "") for k in swept), *_figures(job.metrics)]
+        [job.path.name, *(job.typed.get(k, "") for k in swept), *_figures(job.metrics, missing)]
         for job in jobs
     ]
     failed = [job.path.name for job in jobs if not job.metrics]
@@ -70,9 +74,9 @@ def _varies(key: str, jobs: list[Run]) -> bool:
     return len({job.typed.get(key) for job in jobs}) > 1
 
 
-def _figures(m: dict[str, Any]) -> list[str]:
+def _figures(m: dict[str, Any], missing: str) -> list[str]:
     if not m:
-        return ["failed", *[""] * (len(COLUMNS) - 1)]
+        return [missing, *[""] * (len(COLUMNS) - 1)]
     shares = ("val/accuracy", "test/accuracy", "test/agreement")
     accuracies = [percent(m[k]) if k in m else "" for k in shares]
     return [*accuracies, f"{m['parameters']:,}", f"{m['seconds']:.1f}"]

@@ -4,7 +4,7 @@ A cell may have a second line, which says how sure its first one is.
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -39,6 +39,16 @@ HEADER = {  # of the page, and narrower for the terminal
     "parameters": "para-\nmeters",
     "seconds": "time\ns",
 }
+EXPENDABLE = ("seconds", "parameters", "agreement, %\nwith teacher")
+WORDS = 10  # characters of a name or a verdict that stand in one line at least
+ERRORS_OF_ALL = "test/errors"
+ERRORS = {
+    ERRORS_OF_ALL: "errors",
+    "test/errors_unseen": "of unseen classes",
+    "test/errors_corrected": "corrected",
+    "test/errors_unseen_corrected": "of unseen classes, corrected",
+    "val/bias": "bias, set on validation",
+}
 COSTS = ("multiply_adds", "bytes", "latency_ms")
 
 
@@ -53,7 +63,14 @@ class Table:
     def without_empty_columns(self) -> "Table":
         """The same, less the columns that nobody fills."""
         lines = [*self.teachers, *self.rows]
-        kept = [i for i in range(len(self.header)) if any(line[i] for line in lines)]
+        return self._of([i for i in range(len(self.header)) if any(line[i] for line in lines)])
+
+    def without(self, names: Sequence[str]) -> "Table":
+        """The same, less some columns."""
+        return self._of([i for i, name in enumerate(self.header) if name not in names])
+
+    def _of(self, kept: list[int]) -> "Table":
+        lines = [*self.teachers, *self.rows]
         narrow = [[line[i] for i in kept] for line in (self.header, *lines)]
         ends = 1 + len(self.teachers)
         return Table(narrow[0], narrow[1:ends], narrow[ends:])
@@ -86,6 +103,14 @@ def more_table(report: Report) -> Table:
     return Table(header, [t for t in teachers if any(t[1:])], rows)
 
 
+def errors_table(report: Report) -> Table:
+    """Errors on test by number, where that was counted, and what the bias made of them."""
+    names = [name for name in ERRORS if any(run.number(name) is not None for run in report.runs)]
+    counted = [row for row in report.rows if row.group.scores(ERRORS_OF_ALL)]
+    rows = [[r.group.label, *(_counts(r.group.scores(name)) for name in names)] for r in counted]
+    return Table(["group", *(ERRORS[name] for name in names)], [], rows)
+
+
 def further_figures(report: Report) -> list[str]:
     """Names of the figures that the main table leaves out, classes one by one aside."""
     names = dict.fromkeys(name for run in report.runs for name in run.metrics)
@@ -101,21 +126,35 @@ def further_figures(report: Report) -> list[str]:
 
 
 def print_table(table: Table) -> None:
-    """To the terminal."""
+    """To the terminal, less as many columns of little weight as it has no room for."""
+    terminal, rich = console(), _rich(table)
+    for i in range(len(EXPENDABLE) + 1):
+        rich = _rich(table.without(EXPENDABLE[:i]))
+        if _least(rich) <= terminal.width:
+            break
+    terminal.print(rich, crop=False)  # lines that are still too long go on below
+
+
+def _least(rich: RichTable) -> int:
+    """The narrowest that it can be, with two blanks to a column."""
+    return sum(2 + (column.min_width or 0) for column in rich.columns)
+
+
+def _rich(table: Table) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in table.header:
-        short, is_verdict = HEADER.get(name, name), name.startswith("verdict")
-        least = len("no difference") if is_verdict else None  # it goes on in the next line
-        fixed = name in HEADER and not is_verdict
+    for i, name in enumerate(table.header):
+        cells = [HEADER.get(name, name), *(row[i] for row in (*table.teachers, *table.rows))]
+        least = max(len(line) for cell in cells for line in cell.split("\n"))
+        is_figure = name in HEADER and not name.startswith("verdict")  # words go on below
+        least = least if is_figure else min(least, WORDS)
         rich.add_column(
-            Text(short), overflow="fold", justify="right", no_wrap=fixed, min_width=least
+            Text(cells[0]), overflow="fold", justify="right", no_wrap=is_figure, min_width=least
         )
     for row in table.teachers:
-        last = row is table.teachers[-1]
-        rich.add_row(*map(Text, row), style="dim", end_section=last)
+        rich.add_row(*map(Text, row), style="dim", end_section=row is table.teachers[-1])
     for row in table.rows:
         rich.add_row(*map(Text, row))
-    console().print(rich)
+    return rich
 
 
 def markdown(table: Table) -> str:
@@ -208,6 +247,12 @@ def _plain(scores: Iterable[float]) -> str:
     if len(found) > 1 and max(found) > min(found):
         known.append(stdev(found))
     return " ± ".join(map(_short, known))
+
+
+def _counts(scores: Mapping[str, float]) -> str:
+    known = [fmean(scores.values())] if scores else []
+    known += [stdev(scores.values())] if len(scores) > 1 else []
+    return " ± ".join(f"{number:,.1f}" for number in known)
 
 
 def _short(number: float) -> str:

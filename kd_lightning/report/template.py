@@ -35,6 +35,7 @@ h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; }
 .answer.helps { border-left: .35rem solid var(--good); padding-left: 1rem; }
 .answer.hurts { border-left: .35rem solid var(--bad); padding-left: 1rem; }
 .answer.open { border-left: .35rem solid var(--open); padding-left: 1rem; }
+.cause { margin: -.6rem 0 1.2rem; max-width: 62rem; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -65,6 +66,7 @@ figcaption { color: var(--dim); font-size: .88rem; margin-top: .4rem; }
 <body>
 <h1>Did distillation help?</h1>
 <p class="answer $mood">$headline</p>
+$causes
 $table
 <p class="note">$method</p>
 $notes

@@ -1,9 +1,8 @@
-"""Figures as people read them, and the sentences of a report."""
+"""Figures as people read them, and the notes of a report."""
 
 from kd_lightning.report.compare import Report, Row, Teacher
 from kd_lightning.report.groups import Group
-from kd_lightning.report.run import percent
-from kd_lightning.report.stats import HELPS, HURTS, MIN_SEEDS, NO_DIFFERENCE, Summary
+from kd_lightning.report.stats import MIN_SEEDS, Summary
 
 METHOD = (
     "A verdict is about test accuracy: every group that was run is compared with its control, "
@@ -43,54 +42,6 @@ def p_value(p: float | None) -> str:
     if p is None:
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def headline(report: Report) -> str:
-    """Whether distillation helped, in one sentence."""
-    lead = report.lead
-    if not report.rows:
-        return "No run has finished yet."
-    if lead is None or lead.difference is None:
-        return _nothing_compared(report)
-    if lead.verdict == HELPS:
-        answer = f"Yes, distillation helped: {_change(lead, report)}."
-    elif lead.verdict == HURTS:
-        answer = f"No, distillation hurt: {_change(lead, report)}."
-    elif lead.verdict == NO_DIFFERENCE:
-        answer = f"No difference shown: {_change(lead, report)}; chance alone may do that."
-    else:
-        answer = (
-            f"Too few seeds to tell: {_change(lead, report)}. "
-            f"At least {MIN_SEEDS} are needed; 'seed=range(5)' runs five."
-        )
-    return answer
-
-
-def _nothing_compared(report: Report) -> str:
-    if any(row.is_control for row in report.rows):
-        return f"Nothing to compare: no group has {report.control} as its control."
-    return (
-        "No verdict: no group learnt from labels alone (method=ce); "
-        "add one, or name another control with --control."
-    )
-
-
-def _change(row: Row, report: Report) -> str:
-    """``method=kd reaches 97.7 % on test against 96.9 % with labels alone, +0.8 points (…)``."""
-    delta, control = row.difference, row.control
-    assert delta
-    assert control
-    assert row.test
-    means = f"{row.group.label} reaches {percent(row.test.mean)} on test"
-    against = f"{percent(mean(control))} with {report.control}"
-    about = [f"n = {delta.n} {'seeds, paired' if delta.paired else 'a group, unpaired'}"]
-    if delta.low is not None:
-        about.insert(0, f"95 % interval {interval(delta.low, delta.high, signed=True)}")
-    if row.p is not None:
-        compared = len([r for r in report.compared if r.p is not None])
-        adjusted = f", Holm-corrected for {compared} comparisons" if compared > 1 else ""
-        about.append(f"p {'= ' if row.p >= 0.001 else ''}{p_value(row.p)}{adjusted}")
-    return f"{means} against {against}, {points(delta.mean)} points ({'; '.join(about)})"
 
 
 def mean(group: Group, name: str = "test/accuracy") -> float:

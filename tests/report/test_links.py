@@ -82,3 +82,10 @@ def test_chains_of_several_seeds_are_a_picture(tmp_path: Path) -> None:
 def test_without_chains_there_is_no_such_picture(tmp_path: Path) -> None:
     report = build_report(read_runs([write_run(tmp_path / "0", {"method": "kd"})]))
     assert links(report) == []
+
+
+def test_a_chain_without_figures_of_its_links_is_no_picture(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "0", {"method": "kd"})
+    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+    (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump({**config, "chain": GENERATIONS}))
+    assert links(build_report(read_runs([run]))) == []

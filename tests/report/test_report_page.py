@@ -13,10 +13,10 @@ import pytest
 from made_up import made_up_evidence, write_run, write_sweep
 
 from kd_lightning.errors import UserError
+from kd_lightning.report.answer import headline
 from kd_lightning.report.compare import build_report
 from kd_lightning.report.page import draw, write_report
 from kd_lightning.report.read import read_runs
-from kd_lightning.report.words import headline
 
 CE, KD = {"method": "ce"}, {"method": "kd", "gain": 0.01}
 EVIDENCE = ["reliability", "dark_knowledge", "temperature_theory", "class_similarity"]
@@ -217,6 +217,51 @@ def test_further_figures_are_shown_where_they_are_there(make: Make) -> None:
     ]
     rows = [data for tag, data in page.texts if tag == "td"]
     assert "0.0100" in rows  # the teacher's own calibration error
+
+
+def test_errors_on_test_have_a_table_of_their_own(tmp_path: Path) -> None:
+    for seed in range(3):
+        counts = {"test/errors": 74.0 + seed, "test/errors_unseen": 14.0, "val/bias": 3.5 - seed}
+        fixed = {"test/errors_corrected": 70.0, "test/errors_unseen_corrected": 9.0}
+        write_run(tmp_path / f"1{seed}", {"method": "kd"}, seed, **counts, **fixed)
+        write_run(tmp_path / f"2{seed}", {"method": "ce"}, seed)
+    page = report_of(tmp_path, out=tmp_path / "out")
+    headers = [data for tag, data in page.texts if tag == "th" and data.strip()]
+    start = headers.index("errors")
+    assert headers[start : start + 5] == [
+        *("errors", "of unseen classes", "corrected", "of unseen classes, corrected"),
+        "bias, set on validation",
+    ]
+    cells = [data for tag, data in page.texts if tag == "td"]
+    start = cells.index("75.0 ± 1.0")
+    expected = ["14.0 ± 0.0", "70.0 ± 0.0", "9.0 ± 0.0", "2.5 ± 1.0"]
+    assert [c for c in cells[start + 1 : start + 9] if c.strip()][:4] == expected
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "## Test errors" in text
+    assert "| 75.0 ± 1.0 | 14.0 ± 0.0 |" in text
+    assert "## Fidelity, calibration and cost (validation)" in text
+    assert "cost (validation)" in page.text
+
+
+def test_where_no_errors_were_counted_there_is_no_table_of_them(make: Make) -> None:
+    assert "Test errors" not in make(CE, KD).text
+
+
+def test_the_teacher_shown_is_that_of_the_best_group(tmp_path: Path) -> None:
+    answers = {"ce": 0.1, "kd": 0.3}
+    for number, (method, share) in enumerate(answers.items()):
+        run = write_run(tmp_path / str(number), {"method": method})
+        arrays = made_up_evidence(0)
+        arrays["teacher_class_probabilities"] = np.full((4, 10, 10), share)
+        arrays["teacher_bins"] = np.tile([5.0, share, 1.0], (15, 1))
+        np.savez(run / "evidence.npz", allow_pickle=False, **arrays)
+    found = {picture.name: picture for picture in draw(build_report(read_runs([tmp_path])))}
+    shown = found["dark_knowledge"].figure.axes[0].images[0].get_array()
+    assert shown is not None
+    assert np.asarray(shown) == pytest.approx(0.3)
+    assert "teacher\ncalibration error 70.00 %" in [
+        ax.get_title() for ax in found["reliability"].figure.axes
+    ]
 
 
 def test_the_teacher_has_a_row(make: Make) -> None:
