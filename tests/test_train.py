@@ -193,12 +193,12 @@ def test_a_trained_teacher_is_offered_to_later_students(command: Command, tmp_pa
 def test_other_precisions_run_to_their_end(command: Command, tmp_path: Path) -> None:
     done = command(
         *("-m", "data=digits", "trainer.max_epochs=1", "trainer.precision=bf16-true,64-true"),
-        *("method=kd,crd", f"hydra.sweep.dir={tmp_path}"),
+        *("method=crd", "data.train_fraction=0.3", f"hydra.sweep.dir={tmp_path}"),
     )
     assert done.returncode == 0, done.stderr
-    for job in "0123":
+    for job in "01":
         metrics = json.loads((tmp_path / job / "metrics.json").read_text())
-        assert metrics["test/accuracy"] > 0.7
+        assert metrics["test/accuracy"] > 0.3
         assert metrics["latency_ms"] > 0
 
 

@@ -58,6 +58,7 @@ def test_one_chain_is_a_table(
     names: list[str],
 ) -> None:
     run = write_chain(tmp_path / "run", chain, seed=0)
+    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "argv", ["kd-report", str(run)])
     main()
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if "%" in line]
