@@ -145,24 +145,27 @@ def test_load_run_refuses_a_stranger_without_running_it(digits_run: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_teacher_is_found_in_the_store_or_given_by_path(
-    digits_run: Path, command: Command, store: Path, tmp_path: Path
+    digits_run: Path, command: Command, tmp_path: Path
 ) -> None:
-    teacher = Path(json.loads((digits_run / "metrics.json").read_text())["teacher"])
-    home = teacher.parent.parent
-    teachers, before = set(store.iterdir()), content(home)
+    trained = Path(json.loads((digits_run / "metrics.json").read_text())["teacher"])
+    store = tmp_path / "store"  # of its own: other tests fill the common one at the same time
+    home = shutil.copytree(trained.parent.parent, store / trained.parent.parent.name)
+    before = content(home)
     copy = shutil.copytree(home, tmp_path / "teacher")
-    file = shutil.copy(teacher, tmp_path / "teacher.pt")
+    file = shutil.copy(trained, tmp_path / "teacher.pt")
     done = command(
         *("-m", "data=digits", "trainer.max_epochs=1", f"teacher_ckpt=null,{copy},{file}"),
         f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        KD_TEACHERS=str(store),
     )
     assert done.returncode == 0, done.stderr
     assert "training the teacher" not in done.stdout
     assert content(home) == before
-    assert set(store.iterdir()) == teachers
+    assert [path for path in store.iterdir() if path.is_dir()] == [home]
     jobs = [tmp_path / "sweep" / str(n) for n in range(3)]
     metrics = [json.loads((job / "metrics.json").read_text()) for job in jobs]
-    assert [Path(m["teacher"]) for m in metrics] == [teacher, copy / "checkpoints/best.ckpt", file]
+    given = [home / "checkpoints/best.ckpt", copy / "checkpoints/best.ckpt", file]
+    assert [Path(m["teacher"]) for m in metrics] == given
     first, *others = (load_run(job).network.state_dict() for job in jobs)
     for other in others:
         assert all(torch.equal(first[k], other[k]) for k in first)
