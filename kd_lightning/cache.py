@@ -14,7 +14,8 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from kd_lightning.taps import Outputs, tapped
 log = logging.getLogger(__name__)
 
 Tables = dict[str, Tensor]
+Compute = Callable[[list[str]], dict[str, Tables]]  # the tables of each of these outputs
 FORMAT = 2  # of the files; a new one leaves the old files alone
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 ON_DEVICE = 2**30  # a table of up to this many bytes follows the student to its device
@@ -118,7 +120,7 @@ class TeacherCache:
         wanted = ["logits", *paths]
         found = {name: self.held.pop(f"{key}-{name}", None) for name in wanted}
         if missing := [name for name, tables in found.items() if tables is None]:
-            found |= self._find(key, missing, teacher, inputs, device)
+            found |= self._find(key, missing, partial(self._compute, teacher, inputs, device))
         kept = {f"{key}-{name}": tables for name, tables in found.items() if tables}
         self._hold(kept)
         return Answers({k: t for tables in kept.values() for k, t in tables.items()})
@@ -130,40 +132,15 @@ class TeacherCache:
             if sum(_size(tables) for tables in self.held.values()) > self.max_bytes:
                 del self.held[name]
 
-    def _find(
-        self,
-        key: str,
-        wanted: list[str],
-        teacher: nn.Module,
-        inputs: Prepared,
-        device: torch.device,
-    ) -> dict[str, Tables]:
+    def _find(self, key: str, wanted: list[str], compute: Compute) -> dict[str, Tables]:
         """The tables of each output, computed where they are not on disk."""
         if self.root is None:
-            return self._compute(teacher, inputs, device, wanted)
+            return compute(wanted)
         try:
-            return self._find_on_disk(self.root, key, wanted, teacher, inputs, device)
+            return _find_on_disk(self.root, key, wanted, compute)
         except OSError as error:
             log.warning("the teacher's answers stay in memory: %s (see cache.root=)", error)
-            return self._compute(teacher, inputs, device, wanted)
-
-    def _find_on_disk(
-        self,
-        root: Path,
-        key: str,
-        wanted: list[str],
-        teacher: nn.Module,
-        inputs: Prepared,
-        device: torch.device,
-    ) -> dict[str, Tables]:
-        root.mkdir(parents=True, exist_ok=True)
-        files = {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
-        with FileLock(root / f"{key}.lock"):  # one computes, the others wait
-            if missing := [name for name in wanted if not _is_whole(files[name])]:
-                computed = self._compute(teacher, inputs, device, missing)
-                for name, tables in computed.items():
-                    _write(files[name], tables)
-        return {n: torch.load(f, mmap=True, weights_only=True) for n, f in files.items()}
+            return compute(wanted)
 
     def _bytes(
         self, teacher: nn.Module, inputs: Prepared, device: torch.device, paths: Sequence[str]
@@ -215,6 +192,17 @@ class TeacherCache:
             others = z.scatter(-1, rows[":top"], -torch.inf).logsumexp(-1)
             rows[":other"] = others - math.log(z.shape[-1] - self.top_k)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
+
+
+def _find_on_disk(root: Path, key: str, wanted: list[str], compute: Compute) -> dict[str, Tables]:
+    root.mkdir(parents=True, exist_ok=True)
+    files = {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
+    with FileLock(root / f"{key}.lock"):  # one computes, the others wait
+        if missing := [name for name in wanted if not _is_whole(files[name])]:
+            computed = compute(missing)
+            for name, tables in computed.items():
+                _write(files[name], tables)
+    return {n: torch.load(f, mmap=True, weights_only=True) for n, f in files.items()}
 
 
 @torch.no_grad()
