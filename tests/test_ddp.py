@@ -36,13 +36,18 @@ def test_accuracy_is_over_the_samples_of_both_processes(run_dir: Path, split: st
     assert run.metrics[f"{split}/accuracy"] == correct.float().mean().item()
 
 
-def test_agreement_and_the_teachers_accuracy_are_too(run_dir: Path) -> None:
+def test_what_is_measured_against_the_teacher_is_too(run_dir: Path) -> None:
     run = load_run(run_dir)
     teacher = load_run(Path(run.metrics["teacher"]).parent.parent)
     _, (inputs, target) = DigitsDataModule().load()
-    answers, taught = run.predict(inputs).argmax(1), teacher.predict(inputs).argmax(1)
-    assert run.metrics["test/agreement"] == (answers == taught).float().mean().item()
+    p_s, p_t = run.predict(inputs).double(), teacher.predict(inputs).double()
+    same, taught = p_s.argmax(1) == p_t.argmax(1), p_t.argmax(1)
+    assert run.metrics["test/agreement"] == same.float().mean().item()
     assert run.metrics["test/teacher_accuracy"] == (taught == target).float().mean().item()
+    inherited = same[taught != target].double().mean()
+    assert run.metrics["test/inherited_errors"] == pytest.approx(inherited.item())
+    kl = (p_t * (p_t.log() - p_s.log())).sum(1).mean()
+    assert run.metrics["test/kl_teacher"] == pytest.approx(kl.item(), rel=1e-4)
 
 
 def test_evidence_counts_each_validation_sample_once(run_dir: Path) -> None:
