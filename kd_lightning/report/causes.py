@@ -43,7 +43,7 @@ def _cause(name: str, delta: Difference, p: float | None, compared: int, lead: R
     if said == HELPS:
         return f"Beyond {name}: {figures}, so {LACKS[name]} counts."
     if said == HURTS:
-        return f"Less than {name}: {figures}, so no gain is due to {LACKS[name]}."
+        return f"Less than {name}: {figures}, so {LACKS[name]} is not needed for a gain."
     if said == TOO_FEW:
         return f"Too few seeds to tell it from {name}: {figures}."
     if lead.verdict == HELPS:
