@@ -81,13 +81,8 @@ def typed(cfg: DictConfig, overrides: list[str] | None) -> dict[str, Any]:
 def choices(cfg: DictConfig) -> dict[str, Any]:
     """What else tells this run from others, flat: options by name, settings, the seed."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    objective = cfg.model.get("objective")
-    if objective is None:
-        sections = {"teacher": cfg.teacher}
-    elif objective == cfg.method:
-        sections = {"method": cfg.method, "student": cfg.student}
-    else:  # model=mutual has an objective of its own
-        sections = {"objective": objective, "student": cfg.student}
+    distils = "objective" in cfg.model
+    sections = {name: cfg[name] for name in (("method", "student") if distils else ("teacher",))}
     options = {
         name: chosen.get(name) or chosen.get(f"net@{name}")
         for name in (*sections, "teacher", "data")

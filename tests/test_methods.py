@@ -86,7 +86,7 @@ def test_the_teacher_is_asked_once_for_each_of_its_outputs(sweep: Sweep) -> None
 
     assert asked(*ON_MAPS) == asked(*ON_EMBEDDINGS) == 1
     assert asked("fsp", "review") == 1  # one more map, and what is known of the other
-    others = {*METHODS} - {*ON_MAPS, *ON_EMBEDDINGS, "fsp", "review", "untrained"}
+    others = {*METHODS} - {*ON_MAPS, *ON_EMBEDDINGS, "fsp", "review", "untrained", "mutual"}
     assert asked(*others) == 3  # the logits of a split each
 
 

@@ -44,7 +44,7 @@ class MutualModule(Learner):
         if len(students) < 2:
             raise UserError(f"model=mutual takes two students or more, got {', '.join(students)}")
         if objective.terms:
-            raise UserError("model=mutual compares answers only, no layers: see model.objective")
+            raise UserError("model=mutual compares answers only: choose a method without layers")
         built = {
             name: with_channels_last(make(spec.input_shape, spec.num_classes))
             for name, make in students.items()

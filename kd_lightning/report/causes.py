@@ -7,8 +7,8 @@ from kd_lightning.report.compare import (
     adjusted,
     difference_of,
     is_about_distillation,
-    placebo,
 )
+from kd_lightning.report.settings import placebo
 from kd_lightning.report.stats import HELPS, HURTS, TOO_FEW, Difference, verdict
 
 LACKS = {  # what each half measure leaves out
@@ -34,7 +34,7 @@ def _placebos(lead: Row, report: Report) -> dict[str, Row]:
     columns = list(report.columns)
     likeness = lambda r: (r.group.agrees(lead.group, columns), r.val.mean if r.val else 0.0)  # noqa: E731
     rows = [row for row in report.compared if row.control is lead.control]
-    last = {placebo(row.group): row for row in sorted(rows, key=likeness)}
+    last = {placebo(row.group.first): row for row in sorted(rows, key=likeness)}
     return {name: last[name] for name in LACKS if name in last}
 
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kd_lightning.report.groups import Group, Groups, find_controls, group_runs
-from kd_lightning.report.read import Run, finite
-from kd_lightning.report.settings import is_taught, is_teacher, label_only
+from kd_lightning.report.read import Run
+from kd_lightning.report.settings import is_taught, is_teacher, label_only, placebo
 from kd_lightning.report.stats import Difference, Summary, difference, holm, summarize, verdict
 
 VAL, TEST = "val/accuracy", "test/accuracy"
-# Options of method= whose teachers teach nothing, to see what a gain is not due to.
-PLACEBOS, SMOOTH = ("permuted", "untrained"), "label_smoothing"
 
 K = TypeVar("K")
 
@@ -131,20 +129,9 @@ def build_report(runs: Sequence[Run], named: Sequence[str] = ()) -> Report:
     return Report(groups.columns, rows, teachers, unfinished, groups.repeats, named_control)
 
 
-def placebo(group: Group) -> str:
-    """Which half measure a group is; empty if none."""
-    chosen = (group.first.choices.get(name) for name in ("method", "model"))
-    names = [*group.values.values(), *map(str, chosen)]
-    for name in PLACEBOS:
-        if any(name in text for text in names):
-            return name
-    smooth = finite(group.first.setting("method.label_smoothing"))
-    return SMOOTH if smooth and not is_taught(group.first) else ""
-
-
 def distils(group: Group) -> bool:
     """Whether it learnt from a teacher that has something to teach."""
-    return is_taught(group.first) and not is_teacher(group.first) and not placebo(group)
+    return is_taught(group.first) and not placebo(group.first)
 
 
 def is_about_distillation(row: Row) -> bool:

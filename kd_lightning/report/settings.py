@@ -22,12 +22,15 @@ def value(run: Run, key: str) -> str:
 
 def label_only(run: Run) -> bool:
     """Whether a student learnt from the labels as they are, and from nobody."""
-    return not finite(run.setting("method.label_smoothing")) and not is_taught(run)
+    alone = not is_teacher(run) and not is_taught(run)
+    return alone and not finite(run.setting("method.label_smoothing"))
 
 
 def is_taught(run: Run) -> bool:
     """Whether anybody was listened to: a teacher's answers, its layers, another student."""
-    if _module(run) not in ("", "DistillationModule") or run.config.get("chain"):
+    if is_teacher(run):
+        return False
+    if run.config.get("chain"):
         return True
     transfer = run.setting("method.transfer")
     terms = list(transfer.values()) if isinstance(transfer, dict) else []
@@ -37,7 +40,17 @@ def is_taught(run: Run) -> bool:
 
 def is_teacher(run: Run) -> bool:
     """Whether it trained a teacher, and no student."""
-    return _module(run) == "TeacherModule"
+    return _target(run, "model") == "TeacherModule"
+
+
+def placebo(run: Run) -> str:
+    """Which half measure it is, an option of ``method=``; empty if none."""
+    if _target(run, "method.response") == "permuted_soft_targets":
+        return "permuted"
+    if _target(run, "model") == "with_untrained_teacher":
+        return "untrained"
+    smooth = finite(run.setting("method.label_smoothing"))
+    return "label_smoothing" if smooth and not is_taught(run) else ""
 
 
 def section(key: str) -> str:
@@ -52,9 +65,9 @@ def short_names(keys: list[str]) -> list[str]:
     return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
-def _module(run: Run) -> str:
-    """The class that trained it, as far as the configuration tells."""
-    found = run.setting("model._target_")
+def _target(run: Run, section: str) -> str:
+    """The class or function that a section of the configuration names, if it does."""
+    found = run.setting(section + TARGET)
     return "" if found is MISSING else str(found).rpartition(".")[2]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd_lightning import load_run
 from kd_lightning.batch import Batch, DataSpec
+from kd_lightning.build import make
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.losses import soft_targets
@@ -20,8 +21,8 @@ from kd_lightning.modules import MutualModule
 from kd_lightning.nets.cnn import StudentCNN
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.objective import Objective
-from kd_lightning.runs import choices, read_metrics
-from kd_lightning.schedules import LearnedTemperatures
+from kd_lightning.runs import choices
+from kd_lightning.schedules import LearnedTemperature, LearnedTemperatures
 from kd_lightning.train import CONF
 from kd_lightning.transfer.fitnet import FitNet
 
@@ -101,7 +102,7 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.slow
 def test_by_the_command_on_one_process_and_on_two(command: Command, tmp_path: Path) -> None:
     done = command(
-        *("-m", "data=digits", "model=mutual", "+net@model.students.third=mlp"),
+        *("-m", "data=digits", "method=mutual", "+net@model.students.third=mlp"),
         *("trainer.max_epochs=1", "trainer.devices=1,2", f"hydra.sweep.dir={tmp_path}"),
     )
     assert done.returncode == 0, done.stderr
@@ -116,11 +117,31 @@ def test_by_the_command_on_one_process_and_on_two(command: Command, tmp_path: Pa
         for name, parameters in (("second", 27_210), ("third", 101_770)):
             assert run.metrics[f"parameters_{name}"] == parameters
             assert run.metrics[f"test/accuracy_{name}"] > 0.6
-    assert read_metrics(tmp_path / "0") != read_metrics(tmp_path / "1")
+    # on two processes each step sees other samples
+    first, second = (
+        load_run(tmp_path / job).network.state_dict()["features.0.weight"] for job in "01"
+    )
+    assert not torch.equal(first, second)
 
 
-def test_what_is_recorded_is_the_objective_that_was_used() -> None:
+@pytest.mark.parametrize(
+    ("typed", "alpha", "temperature"),
+    [
+        (["method=mutual"], 1.0, 1.0),
+        (["method=mutual", "method.temperature=3"], 1.0, 3.0),
+        (["model=mutual", "method=ctkd"], 0.5, None),
+    ],
+)
+def test_its_objective_is_that_of_the_method(
+    typed: list[str], alpha: float, temperature: float | None
+) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        recorded = choices(compose("train", ["model=mutual", "run_dir=here"]))
-    assert (recorded["objective.alpha"], recorded["objective.temperature"]) == (1.0, 1.0)
-    assert not [name for name in recorded if name.startswith("method")]
+        cfg = compose("train", [*typed, "data=digits", "run_dir=here"])
+    module = make(cfg.model)(spec=SPEC)
+    assert isinstance(module, MutualModule)
+    settings = module.settings()
+    assert settings["alpha"] == choices(cfg)["method.alpha"] == alpha
+    if temperature is None:
+        assert isinstance(module.objective.temperature, LearnedTemperature)
+    else:
+        assert settings["temperature"] == temperature

@@ -9,7 +9,15 @@ import numpy as np
 import yaml
 
 CLASSES = 10
-ALONE = ("ce", "label_smoothing")
+# What options of method= put into the configuration, beside alpha.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ce": {"method": {"alpha": 0.0}},
+    "label_smoothing": {"method": {"alpha": 0.0, "label_smoothing": 0.1}},
+    "permuted": {
+        "method": {"response": {"_target_": "kd_lightning.losses.controls.permuted_soft_targets"}}
+    },
+    "untrained": {"model": {"_target_": "kd_lightning.modules.untrained.with_untrained_teacher"}},
+}
 
 
 def write_run(
@@ -27,11 +35,11 @@ def write_run(
     (folder / ".hydra").mkdir(parents=True)
     config: dict[str, Any] = {
         "seed": seed,
-        "method": {"alpha": 0.0 if typed.get("method") in ALONE else 0.5, "temperature": 5.0},
+        "method": {"alpha": 0.5, "temperature": 5.0},
         "student": {"width": 16},
     }
-    if typed.get("method") == "label_smoothing":
-        config["method"]["label_smoothing"] = 0.1
+    for section, settings in OPTIONS.get(str(typed.get("method")), {}).items():
+        config.setdefault(section, {}).update(settings)
     for key, value in typed.items():
         section, _, name = key.partition(".")
         if name:

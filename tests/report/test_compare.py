@@ -116,6 +116,9 @@ def test_a_control_that_is_not_there(tmp_path: Path, control: str, message: str)
         sweep(tmp_path, CE, KD, seeds=1, control=control)
 
 
+DATA = {"data.path": "permuted.npz"}
+
+
 @pytest.mark.parametrize(
     ("settings", "seeds", "beginning"),
     [
@@ -133,6 +136,12 @@ def test_a_control_that_is_not_there(tmp_path: Path, control: str, message: str)
             "Yes, distillation helped: method=kd",
         ),
         ([CE, KD, {"method": "untrained", "gain": 0.02}], 5, "Yes, distillation helped: method=kd"),
+        # a name is no placebo
+        (
+            [CE, {**KD, "gain": 0.0}, {**CE, **DATA}, {**KD, **DATA}],
+            5,
+            "Distillation helped in 1 of 2 comparisons",
+        ),
     ],
 )
 def test_the_sentence(
