@@ -236,6 +236,8 @@ class Evidence(nn.Module):
                 kind[prefix + name] = value
             if part is not None:
                 part.reset()
+        if self.teacher is not None:
+            tables["temperatures"] = torch.tensor(self.teacher.temperatures)
         return _by_class(figures), tables
 
 

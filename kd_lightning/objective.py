@@ -7,20 +7,26 @@ teachers z_t is B×M×C.
 """
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lightning.ensemble import MEANS
+from kd_lightning.ensemble import MEANS, Ensemble
 from kd_lightning.errors import UserError
 from kd_lightning.losses.response import soft_targets
 from kd_lightning.partials import bare
 from kd_lightning.schedules import LearnedTemperature, Schedule, as_schedule
 from kd_lightning.taps import Outputs
 from kd_lightning.transfer.term import Term
+
+log = logging.getLogger(__name__)
+
+TAKEN = ("loss", "hard", "response")  # terms that are no transfer
 
 
 class Objective(nn.Module):
@@ -41,7 +47,8 @@ class Objective(nn.Module):
             0…1 (Szegedy et al. 2016, arXiv 1512.00567, §7).
 
     Raises:
-        UserError: if a number is out of its range.
+        UserError: if a number is out of its range, or something else than a term is given
+            as one.
     """
 
     def __init__(
@@ -76,13 +83,23 @@ class Objective(nn.Module):
         self.response = bare(response)
         self._asked = set(inspect.signature(response).parameters)
         self.uses_response = callable(alpha) or alpha > 0
-        used = {k: t for k, t in (transfer or {}).items() if callable(t.weight) or t.weight != 0}
+        if isinstance(temperature, LearnedTemperature):
+            self._check_that_it_learns()
+        used = {k: t for k, t in (transfer or {}).items() if _is_used(k, t)}
         self.transfer = nn.ModuleDict(used)
         self.weights = {
             name: _weight(f"transfer.{name}.weight", term.weight, "weight of the term")
             for name, term in used.items()
         }
         self._last_temperature: Tensor | float = math.nan
+
+    def _check_that_it_learns(self) -> None:
+        """A temperature without a gradient would stop a job of two processes."""
+        if not self.uses_response or "temperature" not in self._asked:
+            raise UserError(
+                "a learned method.temperature needs method.alpha above 0 and a response that "
+                "takes a temperature"
+            )
 
     @property
     def needs_teacher(self) -> bool:
@@ -115,11 +132,38 @@ class Objective(nn.Module):
             sample: a batch of inputs, of any content.
             classes: C.
             labels: class of each training sample, N.
+
+        Raises:
+            UserError: if a term's layers do not exist or do not fit it, or something is
+                asked of several teachers that only one can give.
         """
+        if isinstance(teacher, Ensemble):
+            self._check_what_is_asked_of_several()
         if isinstance(self.temperature, LearnedTemperature):
             self.temperature.build(classes)
-        for term in self.terms.values():
-            term.connect(student, teacher, sample, labels)
+        for name, term in self.terms.items():
+            try:
+                term.connect(student, teacher, sample, labels)
+            except UserError as error:
+                raise UserError(f"method.transfer.{name}: {error}") from error
+            if term.lr is not None and not list(term.parameters()):
+                log.warning("method.transfer.%s.lr does nothing: it has no layers to learn", name)
+
+    def _check_what_is_asked_of_several(self) -> None:
+        for name, term in self.terms.items():
+            if not term.teacher:
+                raise UserError(
+                    f"method.transfer.{name}: say which layer of several teachers is meant, as "
+                    f"in method.transfer.{name}.teacher=members.0.…"
+                )
+        if isinstance(self.temperature, LearnedTemperature) and MEANS["logits"] is not (
+            self.mean_of_teachers
+        ):
+            # the mean of probabilities moves with T, and gradient stops at the teachers
+            raise UserError(
+                "a learned temperature takes the mean of several teachers' logits: "
+                "method.ensemble=logits"
+            )
 
     def settings(self, epoch: float) -> dict[str, float]:
         """The numbers that steer the objective at a time, to be logged beside its terms."""
@@ -186,15 +230,35 @@ class Objective(nn.Module):
         return self.response(**{k: v for k, v in given.items() if k in self._asked})
 
 
+def _is_used(name: str, term: Any) -> bool:
+    """Whether a term has a weight, or may get one."""
+    if name in TAKEN or hasattr(nn.ModuleDict, name):
+        raise UserError(f"method.transfer.{name}: a term cannot be called so")
+    if not isinstance(term, Term):
+        raise UserError(f"method.transfer.{name} is a {type(term).__name__}, no transfer term")
+    return callable(term.weight) or term.weight != 0
+
+
 def _weight(name: str, value: Any, what: str, most: float = math.inf) -> Schedule:
     wanted = "be at least 0" if most == math.inf else f"lie in 0…{most}"
     return _schedule(name, value, lambda weight: 0 <= weight <= most, f"{wanted} ({what})")
 
 
 def _schedule(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> Schedule:
-    """A number or a schedule as a schedule, whose first and last value fit and are finite."""
+    """A number or a schedule as a schedule whose values are finite and fit, or it says so."""
     schedule = as_schedule(value)
-    for number in (schedule(0.0), schedule(math.inf)):
-        if not (fits(number) and math.isfinite(number)):
+
+    def checked(epoch: float) -> float:
+        number = schedule(epoch)
+        if not (isinstance(number, Real) and math.isfinite(number) and fits(float(number))):
             raise UserError(f"method.{name} must {wanted}, got {number}")
-    return schedule
+        return number
+
+    checked(0.0)
+    try:
+        checked(math.inf)  # before a night of training, not after it
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, ValueError):
+        pass  # a function of the user's own need not reach so far
+    return checked

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
+
 Schedule = Callable[[float], float]
 
 
@@ -21,19 +23,32 @@ def constant(value: float) -> Schedule:
 def linear(start: float, end: float, epochs: float) -> Schedule:
     """From ``start`` to ``end`` in a straight line over a number of epochs; then ``end``.
 
+    Raises:
+        UserError: if ``epochs`` is no number from 0, as where training has no last epoch.
+
     >>> linear(10, 2, epochs=4)(1.0)
     8.0
     """
+    _check_epochs(epochs)
     return lambda epoch: start + (end - start) * _share(epoch, epochs)
 
 
 def cosine(start: float, end: float, epochs: float) -> Schedule:
     """From ``start`` to ``end`` along half a cosine over a number of epochs; then ``end``.
 
+    Raises:
+        UserError: if ``epochs`` is no number from 0.
+
     >>> round(cosine(10, 2, epochs=4)(2.0), 6)
     6.0
     """
+    _check_epochs(epochs)
     return lambda epoch: end + (start - end) * (1 + math.cos(math.pi * _share(epoch, epochs))) / 2
+
+
+def _check_epochs(epochs: float | None) -> None:
+    if epochs is None or not epochs >= 0:  # max_epochs=-1, or NaN
+        raise UserError(f"a schedule needs to know its epochs (…epochs=20), got {epochs}")
 
 
 def _share(epoch: float, epochs: float) -> float:
@@ -46,16 +61,21 @@ def as_schedule(value: float | Schedule) -> Schedule:
 
 
 class LearnedTemperature(nn.Module):
-    r"""One temperature :math:`T = 1 + 20\,\sigma(\theta)`, learned *against* the student.
+    r"""One temperature :math:`T = lowest + span\,\sigma(\theta)`, learned *against* the student.
 
     The gradient that reaches θ is multiplied by −λ, so that the optimizer that lowers the
-    loss for the student raises it for the temperature. λ grows from 0 to 1 by a cosine.
+    loss for the student raises it for the temperature. λ grows from 0 to 1 by a cosine; that
+    slows θ under SGD, as published, but not under Adam, which takes steps of one size
+    whatever the scale of the gradient.
 
     Args:
         lowest: of the temperatures that can be reached.
         span: the highest is ``lowest + span``.
         start: θ at the beginning.
         warm_up: epochs over which λ grows.
+
+    Raises:
+        UserError: if ``lowest`` or ``span`` is not positive.
 
     Source: Li et al. 2023, "Curriculum Temperature for Knowledge Distillation",
     arXiv 2211.16231.
@@ -65,6 +85,9 @@ class LearnedTemperature(nn.Module):
         self, lowest: float = 1.0, span: float = 20.0, start: float = 1.0, warm_up: float = 10.0
     ) -> None:
         super().__init__()
+        for name, value in (("lowest", lowest), ("span", span)):
+            if not value > 0:
+                raise UserError(f"method.temperature.{name} must be positive, got {value}")
         self.lowest, self.span, self.start = lowest, span, start
         self.strength = cosine(0.0, 1.0, warm_up)
         self.theta = nn.Parameter(torch.tensor(float(start)))

@@ -31,10 +31,10 @@ def tapped(net: nn.Module, inputs: Tensor, paths: Sequence[str]) -> Outputs:
         for path in paths:
             handle = find(net, path).register_forward_hook(_recorder(found, path))
             hooks.callback(handle.remove)
-        answer = net(inputs)
+        logits = net(inputs)
     if silent := [path for path in paths if path not in found]:
         raise UserError(f"{type(net).__name__} did not run its layer {silent[0]}")
-    return {**(answer if isinstance(answer, dict) else {"logits": answer}), **found}
+    return {"logits": logits, **found}
 
 
 def find(net: nn.Module, path: str) -> nn.Module:

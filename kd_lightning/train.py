@@ -79,7 +79,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     try_out(cfg, data)  # what is wrong with these two shows before a teacher is trained
     build_trainer(cfg, profiler)
     with profiler.profile("find_teacher"):
-        teachers = find_teachers(cfg, train) if "teacher" in cfg.model else []
+        teachers = find_teachers(cfg, data, train) if "teacher" in cfg.model else []
     L.seed_everything(cfg.seed, verbose=False)  # found or trained, the teacher changes nothing
     module = build_module(cfg, data, teachers)
     if isinstance(profiler, PhaseProfiler) and isinstance(module, DistillationModule):

@@ -21,7 +21,8 @@ def main(folder: Path) -> None:
     module = student_of(data, teacher, Comparing, feature_terms())
     module.remember("train", data.prepared("train"), TeacherCache(str(folder)), CPU)
     trainer = fit(module, data, devices=2, strategy="ddp")
-    found = {"worst": module.worst, "steps": trainer.global_step, "world_size": trainer.world_size}
+    found = {"worst": module.worst, "compared": module.compared, "steps": trainer.global_step}
+    found["world_size"] = trainer.world_size
     (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
 
 

@@ -94,11 +94,15 @@ def command(environment: dict[str, str]) -> Command:
 
 @pytest.fixture(scope="session")
 def digits_run(command: Command, shared: Path) -> Path:
-    """The run directory of a student distilled on the digits for two epochs."""
+    """The run directory of a student distilled on the digits for two epochs.
+
+    Beside it, with the suffix ``.txt``, lies what was printed.
+    """
     run_dir = shared / "student"
 
     def train() -> str:
-        done = command("data=digits", "trainer.max_epochs=2", f"hydra.run.dir={run_dir}")
+        words = ("data=digits", "trainer.max_epochs=2", "profile=true")
+        done = command(*words, f"hydra.run.dir={run_dir}")
         assert done.returncode == 0, done.stderr
         return done.stdout
 

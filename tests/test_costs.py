@@ -12,7 +12,7 @@ def test_the_reference_student() -> None:
     assert found["parameters"] == 27_210
     assert found["bytes"] == 4 * 27_210
     assert found["multiply_adds"] == 16 * 26 * 26 * 9 + 2704 * 10
-    assert 0 < found["latency_ms"] < 1000
+    assert found["latency_ms"] > 0
 
 
 def test_buffers_are_bytes_but_no_parameters() -> None:

@@ -104,15 +104,6 @@ def test_controls_give_all_methods_the_same_budget(command: Command, tmp_path: P
     assert sorted(set(jobs) - taught) == ["6", "7"]  # the untrained ones
 
 
-def test_five_controls_and_five_seeds() -> None:
-    written = yaml.safe_load((ROOT / "conf" / "experiment" / "controls.yaml").read_text())
-    params = written["hydra"]["sweeper"]["params"]
-    assert params == {
-        "method": "ce,label_smoothing,permuted,untrained,kd",
-        "seed": "range(5)",
-    }
-
-
 def test_an_untrained_teacher_knows_nothing_and_follows_the_seed() -> None:
     from kd_lightning.batch import DataSpec
 

@@ -1,11 +1,13 @@
 """Where the time went: every moment in one phase, and the phases those a user knows."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 from torch import nn
 
-from kd_lightning.phases import PhaseProfiler
+from kd_lightning.phases import OUTSIDE, PHASES, PhaseProfiler
 
 
 @pytest.fixture
@@ -66,3 +68,11 @@ def test_the_teacher_is_told_apart_from_the_step(clock: list[float]) -> None:
         teacher(1)
     assert profiler.seconds["teacher"] == 5
     assert profiler.seconds["student forward"] == 3
+
+
+@pytest.mark.slow
+def test_a_real_run_has_time_in_every_phase(digits_run: Path) -> None:
+    printed = digits_run.with_suffix(".txt").read_text()
+    found = re.findall(r"^ +([\d.]+) s +[\d.]+ % +(.+)$", printed, re.MULTILINE)
+    assert {phase for _, phase in found} >= {*PHASES, OUTSIDE}
+    assert min(float(seconds) for seconds, phase in found if phase in PHASES) > 0

@@ -4,7 +4,8 @@ All of it is measured on validation data. K true classes, C answers, B bins:
 
 bins, teacher_bins              B×3: count, mean confidence, accuracy
 class_probabilities             K×C: the student's mean softmax by true class
-teacher_class_probabilities     4×K×C: the teacher's, at T = 1, 2, 5, 20
+temperatures                    T of them, the first of them 1
+teacher_class_probabilities     T×K×C: the teacher's at each of these
 temperature_curves              see report/temperature.py
 """
 
@@ -23,7 +24,6 @@ from kd_lightning.report.temperature import what_temperature_does
 
 Array = np.ndarray[Any, Any]
 
-TEMPERATURES = (1, 2, 5, 20)
 MOST_NAMES = 20  # classes, before their numbers would overlap
 FAINT = 1e-4  # the smallest probability that has a colour of its own
 
@@ -50,11 +50,12 @@ def pictures(report: Report) -> list[Picture]:
     bins = {"teacher": _sized(latest, "teacher_bins", 2)}
     bins |= {names[row]: _merged_bins(found) for row, found in evidence.items()}
     teacher = _sized(latest, "teacher_class_probabilities", 3)
+    temperatures = latest.get("temperatures", np.empty(0))
     classes = {"teacher": None if teacher is None else teacher[0]}
     classes |= {names[row]: _mean_classes(found) for row, found in evidence.items()}
     return [
         *_reliability({k: v for k, v in bins.items() if v is not None}, report.control),
-        *(_dark_knowledge(teacher) if teacher is not None else []),
+        *(_dark_knowledge(temperatures, teacher) if teacher is not None else []),
         *what_temperature_does(latest.get("temperature_curves")),
         *_similarity({k: v for k, v in classes.items() if v is not None}),
     ]
@@ -71,9 +72,7 @@ def _sized(arrays: dict[str, Array], name: str, dimensions: int) -> Array | None
     found = arrays.get(name)
     if found is None or found.ndim != dimensions or not found.size:
         return None
-    fits = found.shape[1] == 3 if name.endswith("bins") else True
-    fits = fits and (len(found) == len(TEMPERATURES) if dimensions == 3 else True)
-    return found if fits else None
+    return None if name.endswith("bins") and found.shape[1] != 3 else found
 
 
 def _merged_bins(runs: list[dict[str, Array]]) -> Array | None:
@@ -120,14 +119,16 @@ def _reliability(bins: dict[str, Array], control: str) -> list[Picture]:
     return [Picture("reliability", "Reliability", caption, figure)]
 
 
-def _dark_knowledge(answers: Array) -> list[Picture]:
-    figure, axes = panels(len(TEMPERATURES), height=WIDE / 3.6)
+def _dark_knowledge(temperatures: Array, answers: Array) -> list[Picture]:
+    if temperatures.shape != answers.shape[:1]:
+        return []
+    figure, axes = panels(len(temperatures), height=WIDE / 3.6)
     image: Any = None
-    for ax, temperature, table in zip(axes, TEMPERATURES, answers, strict=True):
+    for ax, temperature, table in zip(axes, temperatures, answers, strict=True):
         shown = np.where(np.isfinite(table), np.maximum(table, FAINT), np.nan)
         image = ax.imshow(shown, cmap="magma", norm=LogNorm(FAINT, 1))
         _class_axes(ax, table, "the teacher's answer", "true class" if ax is axes[0] else "")
-        ax.set_title(f"T = {temperature}")
+        ax.set_title(f"T = {temperature:g}")
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))

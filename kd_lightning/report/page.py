@@ -11,6 +11,7 @@ from kd_lightning.report.answer import headline, mood
 from kd_lightning.report.causes import causes
 from kd_lightning.report.compare import Report, Row
 from kd_lightning.report.links import links
+from kd_lightning.report.markdown import as_it_is, pipe_table
 from kd_lightning.report.pictures import Picture, style
 from kd_lightning.report.read import Run
 from kd_lightning.report.run import percent
@@ -20,8 +21,6 @@ from kd_lightning.report.table import (
     Table,
     errors_table,
     main_table,
-    markdown,
-    markdown_text,
     more_table,
     write_csv,
 )
@@ -185,11 +184,15 @@ def _write_pngs(pictures: Sequence[Picture], folder: Path) -> list[Path]:
 
 def _markdown(report: Report, pictures: Sequence[Picture], files: Sequence[Path]) -> str:
     said = [headline(report), *causes(report)]
-    parts = ["# Did distillation help?", *map(markdown_text, said)]
-    parts += [markdown(main_table(report))] if report.rows else []
-    parts += [METHOD, *map(markdown_text, _remarks(report))]
+    parts = ["# Did distillation help?", *map(as_it_is, said)]
+    parts += [_pipes(main_table(report))] if report.rows else []
+    parts += [METHOD, *map(as_it_is, _remarks(report))]
     for picture, file in zip(pictures, files, strict=True):
         parts.append(f"## {picture.title}\n\n![{picture.title}](pictures/{file.name})")
-        parts.append(markdown_text(picture.caption))
-    parts += [f"## {title}\n\n{markdown(table)}" for title, table in _further(report)]
+        parts.append(as_it_is(picture.caption))
+    parts += [f"## {title}\n\n{_pipes(table)}" for title, table in _further(report)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _pipes(table: Table) -> str:
+    return pipe_table(table.header, table.lines)

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kd_lightning.report.markdown import pipe_table
 from kd_lightning.report.read import Run, jobs_of, read_run
 from kd_lightning.report.run import console, percent
 from kd_lightning.report.settings import short_names
@@ -46,11 +47,10 @@ class SweepTable:
     def write(self, folder: Path) -> None:
         """Leave ``sweep.csv`` and ``sweep.md`` in a folder."""
         header = [name.replace("\n", " ") for name in self.header]
-        rows = [header, *self.teachers, *self.rows]
+        rows = [*self.teachers, *self.rows]
         with (folder / "sweep.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
-        rows.insert(1, ["---"] * len(self.header))
-        (folder / "sweep.md").write_text("".join(f"| {' | '.join(r)} |\n" for r in rows))
+            csv.writer(file).writerows([header, *rows])
+        (folder / "sweep.md").write_text(pipe_table(header, rows), encoding="utf-8")
 
 
 def sweep_table(folder: Path, has_ended: bool = True) -> SweepTable:

@@ -1,4 +1,4 @@
-"""The table of a report: for the terminal, for Markdown, and in full as CSV.
+"""The table of a report: for the terminal and the page, and in full as CSV.
 
 A cell may have a second line, which says how sure its first one is.
 """
@@ -6,7 +6,6 @@ A cell may have a second line, which says how sure its first one is.
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -60,18 +59,22 @@ class Table:
     teachers: list[list[str]]
     rows: list[list[str]]
 
+    @property
+    def lines(self) -> list[list[str]]:
+        """All that stands under the header."""
+        return [*self.teachers, *self.rows]
+
     def without_empty_columns(self) -> "Table":
         """The same, less the columns that nobody fills."""
-        lines = [*self.teachers, *self.rows]
-        return self._of([i for i in range(len(self.header)) if any(line[i] for line in lines)])
+        used = range(len(self.header))
+        return self._of([i for i in used if any(line[i] for line in self.lines)])
 
     def without(self, names: Sequence[str]) -> "Table":
         """The same, less some columns."""
         return self._of([i for i, name in enumerate(self.header) if name not in names])
 
     def _of(self, kept: list[int]) -> "Table":
-        lines = [*self.teachers, *self.rows]
-        narrow = [[line[i] for i in kept] for line in (self.header, *lines)]
+        narrow = [[line[i] for i in kept] for line in (self.header, *self.lines)]
         ends = 1 + len(self.teachers)
         return Table(narrow[0], narrow[1:ends], narrow[ends:])
 
@@ -127,12 +130,11 @@ def further_figures(report: Report) -> list[str]:
 
 def print_table(table: Table) -> None:
     """To the terminal, less as many columns of little weight as it has no room for."""
-    terminal, rich = console(), _rich(table)
-    for i in range(len(EXPENDABLE) + 1):
-        rich = _rich(table.without(EXPENDABLE[:i]))
-        if _least(rich) <= terminal.width:
-            break
-    terminal.print(rich, crop=False)  # lines that are still too long go on below
+    terminal = console()
+    ever_less = (_rich(table.without(EXPENDABLE[:i])) for i in range(len(EXPENDABLE)))
+    fits = (rich for rich in ever_less if _least(rich) <= terminal.width)
+    # where none fits, lines that are still too long go on below
+    terminal.print(next(fits, _rich(table.without(EXPENDABLE))), crop=False)
 
 
 def _least(rich: RichTable) -> int:
@@ -143,7 +145,7 @@ def _least(rich: RichTable) -> int:
 def _rich(table: Table) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, name in enumerate(table.header):
-        cells = [HEADER.get(name, name), *(row[i] for row in (*table.teachers, *table.rows))]
+        cells = [HEADER.get(name, name), *(row[i] for row in table.lines)]
         least = max(len(line) for cell in cells for line in cell.split("\n"))
         is_figure = name in HEADER and not name.startswith("verdict")  # words go on below
         least = least if is_figure else min(least, WORDS)
@@ -155,19 +157,6 @@ def _rich(table: Table) -> RichTable:
     for row in table.rows:
         rich.add_row(*map(Text, row))
     return rich
-
-
-def markdown(table: Table) -> str:
-    """A pipe table; nothing in a cell can break out of it."""
-    lines = [table.header, ["---"] * len(table.header), *table.teachers, *table.rows]
-    return "".join(f"| {' | '.join(map(markdown_text, line))} |\n" for line in lines)
-
-
-def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    for sign in "\\`*[]":
-        text = text.replace(sign, f"\\{sign}")
-    return escape(text, quote=False).replace("|", "&#124;").replace("\n", "<br>")
 
 
 def write_csv(report: Report, file: Path) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.losses.contrastive import contrastive, partition_estimate
 from kd_lightning.losses.response import wide
 from kd_lightning.transfer.term import Term
@@ -27,12 +28,15 @@ class CRD(Term):
         momentum: how much of a bank's row stays when its sample comes again.
         other_classes: draw negatives from other classes only, not from all other samples.
         **settings: see :class:`~kd_lightning.transfer.term.Term`.
+
+    Raises:
+        UserError: from :meth:`connect`, where there is one class only and others are asked for.
     """
 
     role = "embedding"
     bank_s: Tensor
     bank_t: Tensor
-    normalizers: Tensor
+    log_normalizers: Tensor
 
     def __init__(
         self,
@@ -55,9 +59,10 @@ class CRD(Term):
         for name in ("bank_s", "bank_t"):
             bank = torch.empty(len(labels), self.size).uniform_(-bound, bound)
             self.register_buffer(name, bank)
-        self.register_buffer("normalizers", torch.zeros(2))  # Z, set by the first batch
+        # ln Z, set by the first batch; Z itself would not fit half precision
+        self.register_buffer("log_normalizers", torch.full((2,), torch.nan))
         self._estimated = False
-        self.labels = labels if self.other_classes else torch.arange(len(labels))
+        self._sort(labels if self.other_classes else torch.arange(len(labels)))
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
         self.register_state_dict_pre_hook(lambda term, *_: term._remember())
 
@@ -68,7 +73,7 @@ class CRD(Term):
         rows = torch.cat([index[:, None], self._draw(index)], dim=1)
         if not self._estimated:
             self._set_normalizers(e_s.detach(), e_t.detach(), rows)
-        z_s, z_t = self.normalizers.unbind()
+        z_s, z_t = self.log_normalizers.float().exp().unbind()
         loss = contrastive(
             e_s, e_t, self.bank_s, self.bank_t, rows, len(self.bank_s), z_s, z_t, self.temperature
         )
@@ -76,16 +81,23 @@ class CRD(Term):
             self._seen = (e_s.detach(), e_t.detach(), index)
         return loss
 
+    def _sort(self, labels: Tensor) -> None:
+        """Order the samples by class; note each one's class, as a range in that order."""
+        _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
+        if len(counts) == 1:
+            raise UserError("all samples are of one class, so there are no negatives")
+        starts = counts.cumsum(0) - counts
+        self._order = classes.argsort()
+        self._range = torch.stack([starts[classes], counts[classes]])
+
     def _draw(self, index: Tensor) -> Tensor:
-        """B×K rows of other samples; a forbidden one is replaced by drawing again."""
-        self.labels = self.labels.to(index.device)
-        count = len(self.labels)
-        own = self.labels[index][:, None]
-        rows = torch.randint(count, (len(index), min(self.negatives, count)), device=index.device)
-        for _ in range(4):  # after that the share of its own class, p at first, is p⁵
-            again = torch.randint(count, rows.shape, device=index.device)
-            rows = torch.where(self.labels[rows] == own, again, rows)
-        return rows
+        """B×K rows of samples of other classes, each as likely as any."""
+        self._order, self._range = (x.to(index.device) for x in (self._order, self._range))
+        start, own = self._range[:, index, None]
+        others = len(self._order) - own
+        size = (len(index), min(self.negatives, len(self._order)))
+        drawn = (torch.rand(size, device=index.device, dtype=torch.float64) * others).long()
+        return self._order[torch.where(drawn < start, drawn, drawn + own)]
 
     def _set_normalizers(self, e_s: Tensor, e_t: Tensor, rows: Tensor) -> None:
         """Estimate Z from a batch, unless a checkpoint has brought it along."""
@@ -99,7 +111,8 @@ class CRD(Term):
         if _ranks() > 1:
             dist.all_reduce(estimates)
             estimates /= _ranks()
-        self.normalizers.copy_(torch.where(self.normalizers > 0, self.normalizers, estimates))
+        unset = self.log_normalizers.isnan()
+        self.log_normalizers.copy_(torch.where(unset, estimates.log(), self.log_normalizers))
 
     def _remember(self) -> None:
         """Move the banks' rows towards the last batch, on all ranks alike.

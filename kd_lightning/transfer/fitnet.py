@@ -3,6 +3,7 @@
 Romero et al. 2014, "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550.
 """
 
+import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.feature import hint
@@ -21,7 +22,7 @@ class FitNet(Term):
     def compare(self, f_s: list[Tensor], f_t: list[Tensor], index: Tensor) -> Tensor:
         triples = zip(self.regressors, f_s, f_t, strict=True)
         losses = [hint(regress(s), t) for regress, s, t in triples]
-        return sum(losses[1:], losses[0])
+        return torch.stack(losses).sum()
 
 
 def regressor(f_s: Tensor, f_t: Tensor) -> nn.Module:

@@ -3,6 +3,7 @@
 Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR.
 """
 
+import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
@@ -28,7 +29,7 @@ class FSP(Term):
         f_s = [widen(s) for widen, s in zip(self.widen, f_s, strict=True)]
         steps = range(len(f_s) - 1)
         losses = [flow(f_s[i], f_s[i + 1], f_t[i], f_t[i + 1]) for i in steps]
-        return sum(losses[1:], losses[0])
+        return torch.stack(losses).sum()
 
 
 def _widen(f_s: Tensor, f_t: Tensor) -> nn.Module:

@@ -6,10 +6,12 @@ AT, NST, SP, CC and PKT are such: see conf/transfer and :mod:`kd_lightning.losse
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.partials import bare
-from kd_lightning.transfer.term import Term
+from kd_lightning.transfer.term import ROLES, Term
 
 
 class Pairwise(Term):
@@ -20,14 +22,19 @@ class Pairwise(Term):
         role: what is compared where no layer is named: the last ``map``, all ``maps`` that
             correspond, or the ``embedding``.
         **settings: see :class:`~kd_lightning.transfer.term.Term`.
+
+    Raises:
+        UserError: if there is no such role.
     """
 
     def __init__(
         self, loss: Callable[[Tensor, Tensor], Tensor], role: str = "map", **settings: Any
     ) -> None:
         super().__init__(**settings)
+        if role not in ROLES:
+            raise UserError(f"role must be one of {', '.join(ROLES)}, got {role}")
         self.loss, self.role = bare(loss), role
 
     def compare(self, f_s: list[Tensor], f_t: list[Tensor], index: Tensor) -> Tensor:
         losses = [self.loss(s, t) for s, t in zip(f_s, f_t, strict=True)]
-        return sum(losses[1:], losses[0])
+        return torch.stack(losses).sum()

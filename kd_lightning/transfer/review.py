@@ -36,7 +36,7 @@ class Review(Term):
         for fusion, s, t in reversed(list(zip(self.fusions, f_s, f_t, strict=True))):
             out, later = fusion(s, later, (t.shape[2], t.shape[3]))
             losses.append(hierarchical_context(out, t))
-        return sum(losses[1:], losses[0])
+        return torch.stack(losses).sum()
 
 
 class Fusion(nn.Module):

@@ -5,6 +5,7 @@ Park et al. 2019, "Relational Knowledge Distillation", arXiv 1904.05068.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kd_lightning.losses.relation import angle_relation, distance_relation
@@ -31,4 +32,4 @@ class RKD(Term):
             self.distance * distance_relation(s, t) + self.angle * angle_relation(s, t)
             for s, t in zip(f_s, f_t, strict=True)
         ]
-        return sum(losses[1:], losses[0])
+        return torch.stack(losses).sum()

@@ -8,6 +8,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.schedules import Schedule
 from kd_lightning.taps import Outputs, dry_run, embedding, layers, pairs
 
+ROLES = ("map", "maps", "embedding")  # see Term.role
 Paths = str | int | Sequence[str | int] | None  # unnamed layers have numbers
 
 
@@ -57,7 +58,7 @@ class Term(nn.Module):
             self.teacher = self.teacher or [t for _, t in proposed]
         if len(self.student) != len(self.teacher):
             raise UserError(
-                f"{self._name} compares layers in pairs: {len(self.student)} of the student "
+                f"layers are compared in pairs: {len(self.student)} of the student "
                 f"({', '.join(self.student)}) and {len(self.teacher)} of the teacher "
                 f"({', '.join(self.teacher)}) do not fit"
             )
@@ -78,10 +79,6 @@ class Term(nn.Module):
         f_t = [teacher[path].detach().to(f_s[0].dtype) for path in self.teacher]
         return self.compare(f_s, f_t, index)
 
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
-
     def _check_shapes(self, f_s: Outputs, f_t: Outputs) -> None:
         if self.role == "embedding":
             return
@@ -91,8 +88,7 @@ class Term(nn.Module):
                 if features[path].dim() != 4:
                     shape = "×".join(["B", *map(str, features[path].shape[1:])])
                     raise UserError(
-                        f"{self._name} compares maps (B×C×H×W), but {path} of the {network} "
-                        f"gives {shape}"
+                        f"maps are compared (B×C×H×W), but {path} of the {network} gives {shape}"
                     )
 
 

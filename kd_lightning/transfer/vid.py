@@ -26,7 +26,7 @@ class VID(Term):
     def compare(self, f_s: list[Tensor], f_t: list[Tensor], index: Tensor) -> Tensor:
         rows = zip(self.means, self.log_scales, f_s, f_t, strict=True)
         losses = [variational_information(mean(s), t, scale) for mean, scale, s, t in rows]
-        return sum(losses[1:], losses[0])
+        return torch.stack(losses).sum()
 
 
 def _mean(f_s: Tensor, f_t: Tensor) -> nn.Module:

@@ -60,7 +60,7 @@ def write_run(
 def _metrics(val: float, test: float, seed: int, figures: dict[str, Any]) -> dict[str, Any]:
     return {
         **{"val/accuracy": val, "val/teacher_accuracy": 0.985, "val/loss": 2 - 2 * val},
-        **{"val/ece": 0.02, "val/teacher_ece": 0.01, "val/nll": 0.1, "val/kl_teacher": 0.05},
+        **{"val/ece": 0.02, "val/teacher_ece": 0.01, "val/kl_teacher": 0.05},
         **{"test/accuracy": test, "test/teacher_accuracy": 0.98, "test/agreement": 0.972},
         **{"parameters": 27210, "teacher_parameters": 1199882, "latency_ms": 0.41},
         **{"seconds": 12.5, "seed": seed, "epochs": 8, "commit": "abc", "role": "student"},
@@ -92,6 +92,7 @@ def made_up_evidence(seed: int, soft: bool = True, classes: int = CLASSES) -> di
         "bins": bins.astype(np.float32),
         "teacher_bins": np.column_stack([bins[:, :2], confidence**1.2]).astype(np.float32),
         "class_probabilities": _softmax(logits + noise),
+        "temperatures": np.array([1, 2, 5, 20], np.float32),
         "teacher_class_probabilities": np.stack([_softmax(logits / t) for t in (1, 2, 5, 20)]),
         "temperature_curves": _curves(classes),
         "confusion": np.eye(classes, dtype=np.float32) * 30,

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
+from kd_lightning.losses.contrastive import partition_estimate
 from kd_lightning.transfer import crd
 from kd_lightning.transfer.crd import CRD
 
@@ -30,10 +32,10 @@ class Seen:
         return self.calls[-1][4]
 
 
-def built(**settings: Any) -> CRD:
+def built(labels: Tensor = LABELS, **settings: Any) -> CRD:
     torch.manual_seed(0)
     term = CRD(size=8, **settings)
-    term.build([torch.zeros(2, 6)], [torch.zeros(2, 4, 3, 3)], LABELS)
+    term.build([torch.zeros(2, 6)], [torch.zeros(2, 4, 3, 3)], labels)
     return term
 
 
@@ -47,16 +49,51 @@ def features(seed: int) -> tuple[list[Tensor], list[Tensor]]:
 def test_negatives_come_from_others(monkeypatch: pytest.MonkeyPatch, other_classes: bool) -> None:
     seen = Seen(monkeypatch)
     term = built(negatives=40, other_classes=other_classes)
-    same_class, same_sample = [], []
-    for seed in range(30):
+    drawn = []
+    for seed in range(200):
         term.compare(*features(seed), INDEX)
         assert torch.equal(seen.rows[:, 0], INDEX)  # the first is the sample's own
-        others = seen.rows[:, 1:]
-        same_class.append(LABELS[others] == LABELS[INDEX][:, None])
-        same_sample.append(others == INDEX[:, None])
-    assert torch.stack(same_sample).float().mean() < 0.002
-    share = torch.stack(same_class).float().mean()
-    assert share < 0.005 if other_classes else 0.1 < share < 0.3
+        drawn.append(seen.rows[:, 1:])
+    for own, rows in zip(INDEX, torch.cat(drawn, 1), strict=True):
+        allowed = LABELS[own] != LABELS if other_classes else torch.arange(50) != own
+        counts = torch.bincount(rows, minlength=50)
+        assert counts[~allowed].sum() == 0
+        expected = 200 * 40 / allowed.sum()
+        assert (counts[allowed] - expected).abs().max() < 6 * expected.sqrt()  # all alike
+
+
+def test_a_class_of_nearly_all_samples_draws_from_the_few_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = Seen(monkeypatch)
+    labels = torch.where(torch.arange(50) % 25 == 3, 7, 2)  # 3 and 28 are of the other class
+    built(labels).compare(*features(0), torch.tensor([0, 3, 8]))
+    assert set(seen.rows[[0, 2], 1:].unique().tolist()) == {3, 28}
+    assert not {3, 28} & set(seen.rows[1, 1:].tolist())
+    with pytest.raises(UserError, match="all samples are of one class"):
+        built(torch.zeros(50))
+
+
+def test_half_precision_holds_the_normalizers_of_many_samples() -> None:
+    term = built(torch.arange(50_000) % 10, negatives=64).half()
+    f_s, f_t = (f[0].half() for f in features(0))
+    loss = term.compare([f_s], [f_t], INDEX)
+    assert term.log_normalizers.exp().max() == torch.inf  # it would not
+    assert loss.isfinite()
+
+
+def test_the_loss_is_told_the_banks_the_normalizers_and_the_temperature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = Seen(monkeypatch)
+    term = built(temperature=0.3)
+    term.compare(*features(0), INDEX)
+    e_s, e_t, bank_s, bank_t, rows, size, z_s, z_t, temperature = seen.calls[0]
+    assert torch.equal(bank_s, term.bank_s)
+    assert torch.equal(bank_t, term.bank_t)
+    assert (size, temperature) == (50, 0.3)
+    torch.testing.assert_close(z_s, partition_estimate(e_s, bank_t, rows, 0.3))
+    torch.testing.assert_close(z_t, partition_estimate(e_t, bank_s, rows, 0.3))
 
 
 def test_there_are_at_most_as_many_negatives_as_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,5 +158,5 @@ def test_only_the_embeddings_are_learned_and_banks_are_kept() -> None:
     term = built()
     assert isinstance(term.embed_s, nn.Linear)
     assert {name.partition(".")[0] for name, _ in term.named_parameters()} == {"embed_s", "embed_t"}
-    assert {name for name, _ in term.named_buffers()} == {"bank_s", "bank_t", "normalizers"}
+    assert {name for name, _ in term.named_buffers()} == {"bank_s", "bank_t", "log_normalizers"}
     assert term.bank_s.shape == term.bank_t.shape == (50, 8)

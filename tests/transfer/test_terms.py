@@ -177,33 +177,33 @@ def test_all_terms_together_train_in_other_precisions(
     assert all(p.isfinite().all() for p in module.parameters())
 
 
-FLAT = "compares maps (B×C×H×W), but"
+FLAT = "maps are compared (B×C×H×W), but"
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "numbers": (
         "fitnet",
         {"student": "features.1", "teacher": ["features.1", "features.3"]},
-        "FitNet compares layers in pairs: 1 of the student (features.1) and 2 of the teacher "
-        "(features.1, features.3) do not fit",
+        "layers are compared in pairs: 1 of the student (features.1) and 2 "
+        "of the teacher (features.1, features.3) do not fit",
     ),
     "proposed": (
         "at",
         {"student": ["features.0", "features.1"]},
-        "Pairwise compares layers in pairs: 2 of the student (features.0, features.1) and 1 of",
+        "layers are compared in pairs: 2 of the student (features.0, features.1) and 1 of",
     ),
     "flat": (
         "vid",
         {"student": "classifier.0", "teacher": "features.1"},
-        f"VID {FLAT} classifier.0 of the student gives B×2704",
+        f"{FLAT} classifier.0 of the student gives B×2704",
     ),
     "flat teacher": (
         "sp",
         {"student": "features.1", "teacher": "classifier.2"},
-        f"Pairwise {FLAT} classifier.2 of the teacher gives B×24",
+        f"{FLAT} classifier.2 of the teacher gives B×24",
     ),
     "flat, under one name": (  # where the teacher has a map
         "fitnet",
         {"student": "features", "teacher": "features"},
-        f"FitNet {FLAT} features of the student gives B×8",
+        f"{FLAT} features of the student gives B×8",
     ),
     "one flow": (
         "fsp",
