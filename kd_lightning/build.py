@@ -68,7 +68,13 @@ def build_teacher(cfg: DictConfig, spec: DataSpec, checkpoints: Sequence[Path]) 
 
 
 def _member(checkpoint: Path, spec: DataSpec) -> nn.Module:
-    run = load_run(checkpoint.parent.parent, checkpoint.stem)
+    home = checkpoint.parent.parent
+    if not (home / ".hydra").is_dir():
+        raise UserError(
+            f"teacher_ckpt: {checkpoint} lies in no run directory, where each of several "
+            "teachers says what it is"
+        )
+    run = load_run(home, checkpoint.stem)
     if run.spec[:2] != spec[:2]:
         raise UserError(
             f"teacher_ckpt: {run.path} was trained on samples of {run.spec.input_shape} in "

@@ -2,7 +2,7 @@
 
 A table holds one output (``logits``, or a tapped layer) of a frozen teacher for every view
 of every sample of a split: V×N×…. On disk each output is a file, named by a key over the
-teacher's weights, the data and the way it is transformed, with a checksum beside it; so
+teacher's weights and code, the data and the way it is transformed, with a checksum beside it; so
 methods that look at different layers share what they have in common.
 
 Source of the idea for augmented data: Beyer et al. 2022 ("function matching"),
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Prepared
 from kd_lightning.errors import UserError
+from kd_lightning.sources import sources
 from kd_lightning.taps import Outputs, tapped
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ class TeacherCache:
 
     Args:
         root: the folder on disk that all processes share; None for memory alone.
-        max_bytes: the most that one split's tables may take.
+        max_bytes: the most that one split's tables may take, and that all those held in
+            memory between the jobs of a process may; with 0 the teacher answers in every step.
         dtype: how numbers are stored, ``float32`` or ``float16``.
         top_k: keep a sample's k largest logits only, and the mass of the others, which
             is spread evenly over them again; for data with many classes.
@@ -150,9 +152,11 @@ class TeacherCache:
         return sum(row.nbytes for row in rows) * inputs.size * inputs.views
 
     def _key(self, teacher: nn.Module, inputs: Prepared) -> str:
-        # the printed form tells networks apart whose weights are alike but not their layers
-        about = (FORMAT, repr(teacher), inputs.fingerprint, inputs.views, self.dtype, self.top_k)
-        digest = hashlib.blake2b(repr(about).encode(), digest_size=12)
+        # printed form and code tell networks apart whose weights are alike but not their layers
+        code = sources(type(part).__module__ for part in teacher.modules())
+        about = (FORMAT, repr(teacher), code, inputs.fingerprint, inputs.views)
+        stored = (self.dtype, self.top_k)
+        digest = hashlib.blake2b(repr((about, stored)).encode(), digest_size=12)
         for name, tensor in teacher.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

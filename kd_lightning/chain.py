@@ -14,14 +14,25 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from kd_lightning.build import build_data
+from kd_lightning.batch import DataSpec
+from kd_lightning.build import build_data, try_out
+from kd_lightning.checkpoints import load_network
 from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.ensemble import Ensemble, mean_probabilities
 from kd_lightning.errors import UserError
 from kd_lightning.launch import own_overrides
 from kd_lightning.report.chain import link_names, print_chain
-from kd_lightning.runs import load_run, plain, read_metrics, write_config, write_metrics
+from kd_lightning.runs import (
+    find_checkpoint,
+    plain,
+    read_metrics,
+    start_anew,
+    untrained,
+    write_config,
+    write_metrics,
+)
 
 LINK = "KD_CHAIN_LINK"  # tells the other processes of a DDP job which link is theirs
 SEEDS_APART = 1000  # links start from different weights, and chains of a sweep too
@@ -41,21 +52,26 @@ class Chain:
     def __init__(self, cfg: DictConfig, train: Callable[[DictConfig], Any]) -> None:
         self.cfg, self.train = cfg, train
         self.root = Path(cfg.run_dir)
-        chain = cfg.chain
+        if "teacher" not in cfg.model:
+            raise UserError("a chain needs model=student: each link is the next one's teacher")
+        chain = plain(cfg.chain)
         if "generations" in chain:
-            if chain.generations < 2:
-                raise UserError(f"chain.generations must be at least 2, got {chain.generations}")
-            self.nets = [cfg.student] * chain.generations
-        elif "assistants" in chain:
-            self.nets = [*chain.assistants.values(), cfg.student]
+            self.nets = [cfg.student] * _count(chain["generations"])
+        elif isinstance(chain.get("assistants"), dict):
+            self.nets = [*cfg.chain.assistants.values(), cfg.student]
         else:
             raise UserError("chain needs generations or assistants: see conf/experiment")
-        self.names = link_names(plain(chain))
+        self.names = link_names(chain)
 
     def run(self) -> dict[str, Any]:
         """Train what is not finished; the last link's figures, and those of all."""
         if LINK in os.environ:  # a process that belongs to one link
             return self.train(self.job(int(os.environ[LINK])))
+        data = build_data(self.cfg)
+        self.try_out(data)
+        if not self.cfg.resume:
+            for home in (self.root, *map(self.home, range(len(self.names)))):
+                start_anew(home)
         write_config(self.root, self.cfg, own_overrides(self.cfg))
         for i in range(len(self.names)):
             if not (self.cfg.resume and (self.home(i) / "metrics.json").is_file()):
@@ -64,10 +80,17 @@ class Chain:
                     self.train(self.job(i))
                 finally:
                     del os.environ[LINK]
-        metrics = self.figures()
+        metrics = self.figures(data)
         write_metrics(self.root, metrics)
         print_chain(self.root)
         return metrics
+
+    def try_out(self, data: InMemoryDataModule) -> None:
+        """Build what every link will train, so that what is wrong shows before the first."""
+        for i in range(len(self.names)):
+            job = self.job(i)
+            job.teacher_ckpt = None
+            try_out(job, data)
 
     def home(self, i: int) -> Path:
         """The run directory of a link."""
@@ -90,17 +113,27 @@ class Chain:
         job.chain = None
         return job
 
-    def figures(self) -> dict[str, Any]:
+    def network(self, i: int, spec: DataSpec) -> nn.Module:
+        """What a link has trained, at its best epoch."""
+        net = untrained(self.nets[i], spec)
+        return load_network(net, find_checkpoint(self.home(i)), option="net@student").eval()
+
+    def figures(self, data: InMemoryDataModule) -> dict[str, Any]:
         """The last link's figures, each link's accuracies, and those of all links together."""
         links = [read_metrics(self.home(i)) for i in range(len(self.names))]
         metrics = dict(links[-1])
         for i, link in enumerate(links):
             metrics |= {f"{s}/accuracy_{i}": link[f"{s}/accuracy"] for s in ("val", "test")}
-        ensemble = Ensemble([load_run(self.home(i)).network for i in range(len(links))])
-        data = build_data(self.cfg)
+        ensemble = Ensemble([self.network(i, data.spec) for i in range(len(links))])
         for split in ("val", "test"):
             metrics[f"{split}/ensemble_accuracy"] = accuracy(ensemble, data, split)
         return {**metrics, "seed": self.cfg.seed, "seconds": sum(m["seconds"] for m in links)}
+
+
+def _count(generations: Any) -> int:
+    if not isinstance(generations, int) or generations < 2:
+        raise UserError(f"chain.generations must be a whole number from 2, got {generations}")
+    return generations
 
 
 @torch.inference_mode()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kd_lightning.build import build_data, make
 from kd_lightning.costs import count_parameters, multiply_adds
-from kd_lightning.launch import quieten, run_job
+from kd_lightning.launch import find_plugins, quieten, run_job
+from kd_lightning.partials import built
 from kd_lightning.report.run import console
 from kd_lightning.taps import embedding, layers, pairs
 from kd_lightning.train import CONF
@@ -23,6 +24,7 @@ from kd_lightning.train import CONF
 def main(cfg: DictConfig) -> None:
     """Entry point of ``kd-inspect``."""
     quieten()
+    find_plugins()
     run_job(lambda: inspect(cfg))
 
 
@@ -30,7 +32,7 @@ def inspect(cfg: DictConfig) -> float:
     """Print both networks as the configuration has them, and the pairs."""
     spec = build_data(cfg).spec
     sample = torch.zeros(2, *spec.input_shape)
-    nets = {n: make(cfg[n])(spec.input_shape, spec.num_classes) for n in ("student", "teacher")}
+    nets = {name: built(make(cfg[name]), *spec[:2]) for name in ("student", "teacher")}
     print_side_by_side([network_table(name, net, sample) for name, net in nets.items()])
     for line in proposals(nets["student"], nets["teacher"], sample):
         console().print(line, soft_wrap=True, highlight=False, markup=False)
@@ -59,10 +61,13 @@ def network_table(name: str, net: nn.Module, sample: Tensor) -> Table:
             no_wrap=not left,
             overflow="fold" if left else "ellipsis",
         )
+    shown: set[str] = set()
     for layer in layers(net, sample):
-        own = count_parameters(layer.module)
-        shape = "×".join(map(str, layer.shape))
-        table.add_row(layer.path, shape, in_short(own), in_short(counted.get(layer.path, 0)))
+        path = layer.path.partition(":")[0]
+        # of several outputs the first has the costs beside it
+        costs = () if path in shown else (count_parameters(layer.module), counted.get(path, 0))
+        shown.add(path)
+        table.add_row(layer.path, "×".join(map(str, layer.shape)), *map(in_short, costs))
     whole = count_parameters(net)
     table.add_row("the whole", "", f"{whole:,}", in_short(counted[""]), style="bold")
     return table

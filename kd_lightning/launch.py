@@ -44,6 +44,11 @@ DDP_VARIABLES = (
     "OMP_NUM_THREADS",  # each of several processes gets its share of the cores
 )
 
+TAKE_A_VALUE = {  # Hydra's flags
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--experimental-rerun"),
+}
+
 
 def quieten() -> None:
     """Leave on the terminal what a user can use."""
@@ -120,7 +125,15 @@ def own_overrides(cfg: DictConfig) -> list[str] | None:
 
 def config_dirs() -> list[str]:
     """The folders that ``--config-dir`` named."""
-    sources = HydraConfig.get().runtime.config_sources
+    return _typed_dirs(HydraConfig.get().runtime.config_sources)
+
+
+def find_plugins() -> None:
+    """Let the code in those folders be imported."""
+    sys.path += [folder for folder in config_dirs() if folder not in sys.path]
+
+
+def _typed_dirs(sources: Any) -> list[str]:
     return [source.path for source in sources if source.provider == "command-line"]
 
 
@@ -137,25 +150,44 @@ def _set_run_dir(hydra: DictConfig, path: str) -> None:
         hydra.run.dir = path
 
 
-def expand_resume(argv: list[str]) -> list[str]:
-    """``resume=RUN_DIR`` stands for what made that run, in that directory.
+def arranged(argv: list[str]) -> list[str]:
+    """The command line with its flags first; with ``resume=RUN_DIR`` what made that run, too.
 
-    What else is typed comes on top. Hydra's own record is left to us (output_subdir), so
-    that a resumption that is refused leaves the run as it was.
+    Hydra takes ``key=value`` words in one piece only. What is typed beside ``resume=`` comes
+    on top. Hydra's own record is left to us (output_subdir), so that a resumption that is
+    refused leaves the run as it was.
 
     Raises:
         UserError: if there is no such run.
     """
-    given = [a.removeprefix("resume=") for a in argv if a.startswith("resume=")]
+    flags, words = _flags_and_words(argv[1:])
+    given = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     if not given or given[-1] in ("", "null") or "LOCAL_RANK" in os.environ:
-        return argv
+        return [argv[0], *flags, *words]
     run_dir = resumed_run(given[-1])
     file = run_dir / ".hydra" / "overrides.yaml"
     if not file.is_file():
         raise UserError(f"resume={given[-1]}: no run was started in {run_dir}")
     before = [o for o in map(str, OmegaConf.load(file)) if not o.startswith("resume=")]
     settings = [f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null"]
-    return [argv[0], *before, *argv[1:], *settings]
+    flags = flags or [part for d in _recorded_dirs(run_dir) for part in ("--config-dir", d)]
+    return [argv[0], *flags, *before, *words, *settings]
+
+
+def _flags_and_words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    flags: list[str] = []
+    words: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_flag = argument.startswith("-") or before in TAKE_A_VALUE
+        (flags if is_flag else words).append(argument)
+    return flags, words
+
+
+def _recorded_dirs(run_dir: Path) -> list[str]:
+    """The folders that ``--config-dir`` named when a run began."""
+    file = run_dir / ".hydra" / "hydra.yaml"
+    record = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
+    return _typed_dirs(OmegaConf.select(record, "hydra.runtime.config_sources") or [])
 
 
 def resumed_run(path: str) -> Path:

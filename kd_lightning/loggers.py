@@ -1,6 +1,7 @@
 """What a run writes for people to watch: CSV that survives a resumption, hyper-parameters."""
 
 import csv
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+log = logging.getLogger(__name__)
+
 
 class OneGraphTensorBoardLogger(TensorBoardLogger):
     """Draws the graph once; Lightning's own draws it again to validate and to test."""
@@ -25,7 +28,10 @@ class OneGraphTensorBoardLogger(TensorBoardLogger):
         assert isinstance(example, Tensor)
         # trainer.precision=bf16-true has converted the module
         fitting = example.to(model.dtype) if example.is_floating_point() else example
-        super().log_graph(model, fitting)
+        try:
+            super().log_graph(model, fitting)
+        except Exception as error:  # some networks cannot be traced; that must not end a run
+            log.warning("TensorBoard gets no graph: %s", str(error).strip().splitlines()[0])
         self._log_graph = False
 
 

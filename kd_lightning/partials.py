@@ -1,8 +1,10 @@
-"""Functions with some arguments filled in, as configurations give them."""
+"""Functions and classes with some arguments filled in, as configurations give them."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from kd_lightning.errors import UserError
 
 R = TypeVar("R")
 
@@ -19,3 +21,21 @@ def bare(function: Callable[..., R]) -> Callable[..., R]:
     if not isinstance(function, partial):
         return function
     return partial(function.func, *function.args, **function.keywords)
+
+
+def built(network: Callable[..., R], *arguments: Any, **settings: Any) -> R:
+    """The network that a configuration describes.
+
+    Raises:
+        UserError: if its settings do not fit it.
+    """
+    try:
+        return network(*arguments, **settings)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+        name = getattr(getattr(network, "func", network), "__name__", "the network")
+        raise UserError(
+            f"{name} cannot be built as configured: {str(error).splitlines()[0]}; see "
+            "net@student=, net@teacher= and their settings"
+        ) from error

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning import __version__
 from kd_lightning.build import build_data
 from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.runs import find_checkpoint, plain
+from kd_lightning.sources import sources
 from kd_lightning.teachers import TeacherStore, teacher_key
 
 # What says where and how a training runs, not what comes out of it.
@@ -42,7 +44,8 @@ def find_teachers(
     """The checkpoints of a job's teacher or teachers; ``train`` makes what is missing."""
     if cfg.teacher_ckpt:
         given = cfg.teacher_ckpt
-        return [find_checkpoint(path) for path in ([given] if isinstance(given, str) else given)]
+        several = given if OmegaConf.is_list(given) else [given]
+        return [find_checkpoint(str(path)) for path in several]
     job = teacher_job(cfg)
 
     def pretrain(home: Path) -> None:
@@ -74,7 +77,7 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
 
 
 def key_of(job: DictConfig, data: InMemoryDataModule, world_size: int) -> str:
-    """The key of what a teacher's job trains."""
+    """The key of what a teacher's job trains; it changes with the code of the network."""
     job = copy.deepcopy(job)
     job.run_dir = ""  # callbacks may name it
     model, trainer = plain(job.model), plain(job.trainer)
@@ -84,6 +87,7 @@ def key_of(job: DictConfig, data: InMemoryDataModule, world_size: int) -> str:
         "seed": job.seed,
         "data": [data.fingerprint, data.batch_size, world_size],
         "version": __version__,
+        "code": sources([get_object(model["net"]["_target_"]).__module__]),
         "callbacks": {k: v for k, v in plain(job.callbacks).items() if k not in WATCHING},
     }
     return teacher_key(model["net"]["_target_"].rpartition(".")[2], recipe)

@@ -29,12 +29,25 @@ from kd_lightning.batch import DataSpec
 from kd_lightning.checkpoints import load_network, read_checkpoint
 from kd_lightning.data.batches import Normalizer
 from kd_lightning.errors import UserError
+from kd_lightning.partials import built
 
 
 def find_checkpoint(path: str | Path, name: str = "best") -> Path:
-    """A checkpoint file: the path itself, or the one of that name in a run directory."""
+    """A checkpoint file: the path itself, or the one of that name in a run directory.
+
+    Of a chain it is that of its last link.
+    """
     path = Path(path)
-    return path / "checkpoints" / f"{name}.ckpt" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    links = sorted((path / "links").glob("[0-9]*"), key=lambda link: int(link.name))
+    return (links or [path])[-1] / "checkpoints" / f"{name}.ckpt"
+
+
+def start_anew(run_dir: Path) -> None:
+    """Remove what would make a run look finished, or lead a resumption back to an older one."""
+    for name in ("metrics.json", "checkpoints/last.ckpt"):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def plain(config: Any, resolve: bool = True) -> dict[str, Any]:
@@ -180,7 +193,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Run:
 def untrained(described: Any, spec: DataSpec) -> nn.Module:
     """The network of a configuration, to be filled from a checkpoint: it fetches no weights."""
     given = {"weights": None} if "weights" in described else {}
-    return instantiate(described, _convert_="all")(spec.input_shape, spec.num_classes, **given)
+    return built(instantiate(described, _convert_="all"), *spec[:2], **given)
 
 
 def _refuse_strangers(config: Any) -> None:

@@ -18,6 +18,10 @@ from kd_lightning.errors import UserError
 
 Outputs = dict[str, Tensor]
 SHOWN = 24  # paths in an error
+MAKES_MAPS = (
+    *(nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d),
+    *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+)
 
 
 def tapped(net: nn.Module, inputs: Tensor, paths: Sequence[str]) -> Outputs:
@@ -66,25 +70,30 @@ def _recorder(found: Outputs, path: str) -> Callable[..., None]:
 
 
 def _item(output: Any, path: str) -> Tensor:
-    _, _, key = path.partition(":")
+    name, _, key = path.partition(":")
+    items = _tensors(output)
+    if key in items:
+        return items[key]
+    names = ", ".join(f"{name}:{k}" if k else name for k in items) or "no tensor"
+    raise UserError(f"the layer {path} returns a {type(output).__name__} with {names}")
+
+
+def _tensors(output: Any) -> dict[str, Tensor]:
+    """The tensors in a layer's output by position or key; a single one has none."""
     if isinstance(output, dict):
         items = {str(k): v for k, v in output.items()}
     elif isinstance(output, list | tuple):
         items = {str(k): v for k, v in enumerate(output)}
     else:
         items = {"": output}
-    if isinstance(items.get(key), Tensor):
-        return items[key]
-    tensors = [f"{path.partition(':')[0]}:{k}" for k, v in items.items() if isinstance(v, Tensor)]
-    names = ", ".join(tensors) or "no tensor"
-    raise UserError(f"the layer {path} returns a {type(output).__name__} with {names}")
+    return {k: v for k, v in items.items() if isinstance(v, Tensor)}
 
 
 class Layer(NamedTuple):
     """What one module did in a pass.
 
     Attributes:
-        path: its dotted name.
+        path: its dotted name, and which item of its output where there are several.
         module: itself.
         shape: of its output for one sample, without the batch.
         depth: when it finished, from 0 (first) to 1 (last).
@@ -97,14 +106,15 @@ class Layer(NamedTuple):
 
 
 def layers(net: nn.Module, sample: Tensor) -> list[Layer]:
-    """All modules with one tensor as their output, in the order in which they finish."""
+    """What all modules give, a tensor each, in the order in which they finish."""
     ran: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
 
     def note(path: str) -> Callable[..., None]:
         def record(module: nn.Module, args: Any, output: Any) -> None:
-            ran.pop(path, None)  # of several runs the last counts
-            if isinstance(output, Tensor):
-                ran[path] = (module, tuple(output.shape[1:]))
+            for key, tensor in _tensors(output).items():
+                name = f"{path}:{key}" if key else path
+                ran.pop(name, None)  # of several runs the last counts
+                ran[name] = (module, tuple(tensor.shape[1:]))
 
         return record
 
@@ -137,16 +147,27 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def stages(found: list[Layer]) -> list[Layer]:
-    """The last map at each resolution, from large to small."""
-    maps = [layer for layer in found if len(layer.shape) == 3 and layer.shape[1] > 1]
+    """The last map at each resolution, from large to small.
+
+    A map (C×H×W) has a shape that a convolution, its normalisation or a pooling gives too:
+    some networks have their channels last elsewhere.
+    """
+    shapes = {layer.shape for layer in found if isinstance(layer.module, MAKES_MAPS)}
+    maps = [layer for layer in found if layer.shape in shapes and layer.shape[1] > 1]
     last = {layer.shape[1:]: layer for layer in maps}
     return sorted(last.values(), key=lambda layer: layer.depth)
 
 
 def embedding(found: list[Layer]) -> Layer:
-    """What goes into the last linear layer; the last output where there is none."""
+    """What goes into the last linear layer; the last output where there is none.
+
+    That is the last output before it with as many values as it takes, else just the last.
+    """
     linear = [i for i, layer in enumerate(found) if isinstance(layer.module, nn.Linear)]
-    return found[linear[-1] - 1] if linear and linear[-1] else found[-1]
+    if not linear or not linear[-1]:
+        return found[-1]
+    before, taken = found[: linear[-1]], found[linear[-1]].module.in_features
+    return ([layer for layer in before if math.prod(layer.shape) == taken] or before)[-1]
 
 
 def pairs(student: list[Layer], teacher: list[Layer]) -> list[tuple[Layer, Layer]]:

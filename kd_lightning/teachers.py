@@ -1,4 +1,4 @@
-"""Teachers: found in a store, trained there once, loaded and frozen.
+"""Teachers: found in a store, trained there once.
 
 The store is a folder with one run directory a teacher, named by a key over everything
 that determines the weights. A directory counts as finished once it has its metrics.
@@ -14,6 +14,8 @@ from shutil import copytree
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from kd_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +41,13 @@ class TeacherStore:
 
         Of several processes that ask at once, one trains and the others wait. If that
         one dies, the next takes over in the same directory, where it finds what is left.
+
+        Raises:
+            UserError: if the store is no folder, or cannot be made.
         """
         home = self.root / key
         if not _finished(home):
-            self.root.mkdir(parents=True, exist_ok=True)
+            self._make_root()
             with self._lock(key):
                 if not _finished(home):
                     log.info("training the teacher %s", key)
@@ -54,7 +59,7 @@ class TeacherStore:
         home = self.root / key
         if home == run_dir or not (run_dir / "checkpoints").is_dir():
             return  # trained right here, or a trial run that kept nothing
-        self.root.mkdir(parents=True, exist_ok=True)
+        self._make_root()
         with self._lock(key):
             if not _finished(home):
                 copytree(run_dir / ".hydra", home / ".hydra", dirs_exist_ok=True)
@@ -62,6 +67,12 @@ class TeacherStore:
                 partial = home / ".metrics.json"
                 partial.write_bytes((run_dir / "metrics.json").read_bytes())
                 partial.replace(home / "metrics.json")
+
+    def _make_root(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"teacher_store={self.root} cannot be used: {error}") from error
 
     @contextmanager
     def _lock(self, key: str) -> Iterator[None]:

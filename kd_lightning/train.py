@@ -22,7 +22,7 @@ from kd_lightning.chain import Chain
 from kd_lightning.checkpoints import AtomicCheckpointIO, describe_mismatch, read_checkpoint
 from kd_lightning.data.memory import InMemoryDataModule
 from kd_lightning.errors import UserError
-from kd_lightning.launch import config_dirs, expand_resume, one_job, own_overrides, quieten, run_job
+from kd_lightning.launch import arranged, find_plugins, one_job, own_overrides, quieten, run_job
 from kd_lightning.loggers import log_outcome
 from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.modules.learner import Learner
@@ -34,6 +34,7 @@ from kd_lightning.runs import (
     choices,
     commit,
     find_checkpoint,
+    start_anew,
     typed,
     write_config,
     write_evidence,
@@ -52,7 +53,7 @@ CONF = next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir())  # w
 def _hydra_main(cfg: DictConfig) -> float:
     quieten()
     tune_process()
-    sys.path += [d for d in config_dirs() if d not in sys.path]  # a plug-in's code lies there too
+    find_plugins()
     job = run_chain if cfg.chain else train
     return run_job(lambda: job(cfg)[cfg.monitor])
 
@@ -60,7 +61,7 @@ def _hydra_main(cfg: DictConfig) -> float:
 def main() -> None:
     """Entry point of ``train.py`` and ``kd-train``."""
     try:
-        sys.argv = expand_resume(sys.argv)
+        sys.argv = arranged(sys.argv)
     except UserError as error:
         sys.exit(f"error: {error}")
     _hydra_main()
@@ -88,6 +89,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with one_job():
         trainer = build_trainer(cfg, profiler)
         if trainer.is_global_zero:
+            if not cfg.resume:
+                start_anew(Path(cfg.run_dir))
             write_config(Path(cfg.run_dir), cfg, own_overrides(cfg))
         metrics = run(cfg, trainer, module, data, checkpoint)
         metrics |= {"teacher": ", ".join(map(str, teachers))} if teachers else {}

@@ -12,6 +12,7 @@ from kd_lightning.ensemble import mean_probabilities
 from kd_lightning.metrics import LogitsAt
 from kd_lightning.modules.learner import Learner, NetFactory, with_channels_last
 from kd_lightning.objective import Objective
+from kd_lightning.partials import built
 from kd_lightning.taps import Outputs, tapped
 
 
@@ -43,7 +44,7 @@ class DistillationModule(Learner):
         **training: Any,
     ) -> None:
         super().__init__(spec, with_teacher=True, **training)
-        self.student = with_channels_last(student(spec.input_shape, spec.num_classes))
+        self.student = with_channels_last(built(student, *spec[:2]))
         self.teacher = with_channels_last(teacher).requires_grad_(False).eval()
         self.objective = objective
         labels = torch.empty(0, dtype=torch.long) if labels is None else labels

@@ -13,6 +13,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.metrics import Evaluation
 from kd_lightning.modules.learner import Learner, NetFactory, with_channels_last
 from kd_lightning.objective import Objective
+from kd_lightning.partials import built
 
 
 class MutualModule(Learner):
@@ -22,35 +23,43 @@ class MutualModule(Learner):
     finished run gives back.
 
     Args:
-        students: by name, what makes each student from (input_shape, num_classes).
+        students: by name, what makes each student from (input_shape, num_classes); None
+            for another one like the first.
         objective: between one student and another, which gets no gradient from it.
         spec: the measure of the data.
         **training: see :class:`~kd_lightning.modules.learner.Learner`.
 
     Raises:
-        UserError: if there is one student only, or the objective compares layers.
+        UserError: if there is one student only, one has a name that cannot be, or the
+            objective compares layers.
 
     Source: Zhang et al. 2018, "Deep Mutual Learning", arXiv 1706.00384.
     """
 
     def __init__(
         self,
-        students: Mapping[str, NetFactory],
+        students: Mapping[str, NetFactory | None],
         objective: Objective,
         spec: DataSpec,
         **training: Any,
     ) -> None:
         super().__init__(spec, **training)
-        if len(students) < 2:
-            raise UserError(f"model=mutual takes two students or more, got {', '.join(students)}")
+        if not isinstance(students, Mapping) or len(students) < 2:
+            raise UserError("model.students needs two students or more: first, second …")
         if objective.terms:
             raise UserError("model=mutual compares answers only: choose a method without layers")
-        built = {
-            name: with_channels_last(make(spec.input_shape, spec.num_classes))
-            for name, make in students.items()
-        }
-        self.students = nn.ModuleDict(built)
-        first, *self.others = built
+        if wrong := [n for n in students if n == "loss" or hasattr(nn.ModuleDict, n)]:
+            raise UserError(f"model.students.{wrong[0]}: a student cannot be called so")
+        first, *self.others = students
+        usual = students[first]
+        if usual is None:
+            raise UserError(f"model.students.{first} needs a network: net@model.students.{first}=")
+        self.students = nn.ModuleDict(
+            {
+                name: with_channels_last(built(make or usual, *spec[:2]))
+                for name, make in students.items()
+            }
+        )
         self.network_name = f"students.{first}"
         self.objective = objective
         nothing = torch.empty(0)  # without terms only a learned temperature has to be made

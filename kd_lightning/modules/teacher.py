@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kd_lightning.batch import Batch, DataSpec
 from kd_lightning.modules.learner import Learner, NetFactory, with_channels_last
+from kd_lightning.partials import built
 
 
 class TeacherModule(Learner):
@@ -23,7 +24,7 @@ class TeacherModule(Learner):
 
     def __init__(self, net: NetFactory, spec: DataSpec, **training: Any) -> None:
         super().__init__(spec, **training)
-        self.net = with_channels_last(net(spec.input_shape, spec.num_classes))
+        self.net = with_channels_last(built(net, *spec[:2]))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(self.net(batch.inputs), batch.target)}

@@ -5,6 +5,7 @@ from typing import Any
 from kd_lightning.batch import DataSpec
 from kd_lightning.modules.distillation import DistillationModule
 from kd_lightning.modules.learner import NetFactory
+from kd_lightning.partials import built
 
 
 def with_untrained_teacher(
@@ -20,6 +21,4 @@ def with_untrained_teacher(
         spec: the measure of the data.
         **settings: see :class:`~kd_lightning.modules.distillation.DistillationModule`.
     """
-    return DistillationModule(
-        teacher=untrained(spec.input_shape, spec.num_classes), spec=spec, **settings
-    )
+    return DistillationModule(teacher=built(untrained, *spec[:2]), spec=spec, **settings)

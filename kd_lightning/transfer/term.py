@@ -56,6 +56,7 @@ class Term(nn.Module):
             proposed = propose(self.role, student, teacher, sample)
             self.student = self.student or [s for s, _ in proposed]
             self.teacher = self.teacher or [t for _, t in proposed]
+        self.student, self.teacher = _apart(self.student), _apart(self.teacher)
         if len(self.student) != len(self.teacher):
             raise UserError(
                 f"layers are compared in pairs: {len(self.student)} of the student "
@@ -112,10 +113,16 @@ def propose(
     return found if role == "maps" else found[-1:]
 
 
+def _apart(paths: list[str]) -> list[str]:
+    """A layer called ``logits`` under a name that is not the network's answer's."""
+    return ["logits:" if path == "logits" else path for path in paths]
+
+
 def _as_list(paths: Paths) -> list[str]:
     if paths is None:
         return []
     several = list(paths) if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
     if numbers := [path for path in several if isinstance(path, float)]:  # 0.1, or 0.10 once
-        raise UserError(f"a layer's path that looks like {numbers[0]} needs quotes: '{numbers[0]}'")
+        quoted = f"\"'{numbers[0]}'\""
+        raise UserError(f"a path that looks like {numbers[0]} needs two quotes: {quoted}")
     return [str(path) for path in several]

@@ -69,6 +69,11 @@ def test_no_gradient_crosses_from_one_student_to_another(batch: Batch) -> None:
             assert (gradient is not None) == (id(parameter) in own)
 
 
+def test_a_student_left_open_is_another_like_the_first() -> None:
+    module = MutualModule({"first": StudentCNN, "second": None, "third": MLP}, Objective(), SPEC)
+    assert [type(net) for net in module.students.values()] == [StudentCNN, StudentCNN, MLP]
+
+
 def test_students_of_one_kind_start_apart() -> None:
     first, _, third = (next(net.parameters()) for net in module_of(3).students.values())
     assert not torch.equal(first, third)
@@ -93,8 +98,11 @@ def test_all_of_them_learn(settings: dict[str, Any]) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="takes two students or more, got first"):
+    with pytest.raises(UserError, match="two students or more"):
         module_of(1)
+    for name in ("loss", "keys"):
+        with pytest.raises(UserError, match=f"model.students.{name}: a student cannot be called"):
+            MutualModule({"first": MLP, name: MLP}, Objective(), SPEC)
     with pytest.raises(UserError, match="compares answers only"):
         module_of(2, transfer={"fitnet": FitNet()})
 
