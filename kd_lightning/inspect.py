@@ -32,7 +32,10 @@ def inspect(cfg: DictConfig) -> float:
     """Print both networks as the configuration has them, and the pairs."""
     spec = build_data(cfg).spec
     sample = torch.zeros(2, *spec.input_shape)
-    nets = {name: built(make(cfg[name]), *spec[:2]) for name in ("student", "teacher")}
+    nets = {
+        name: built(make(cfg[name]), spec.input_shape, spec.num_classes)
+        for name in ("student", "teacher")
+    }
     print_side_by_side([network_table(name, net, sample) for name, net in nets.items()])
     for line in proposals(nets["student"], nets["teacher"], sample):
         console().print(line, soft_wrap=True, highlight=False, markup=False)

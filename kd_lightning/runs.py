@@ -193,7 +193,9 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Run:
 def untrained(described: Any, spec: DataSpec) -> nn.Module:
     """The network of a configuration, to be filled from a checkpoint: it fetches no weights."""
     given = {"weights": None} if "weights" in described else {}
-    return built(instantiate(described, _convert_="all"), *spec[:2], **given)
+    return built(
+        instantiate(described, _convert_="all"), spec.input_shape, spec.num_classes, **given
+    )
 
 
 def _refuse_strangers(config: Any) -> None:

@@ -292,6 +292,7 @@ def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(data, teacher) -> None
     torch.testing.assert_close(rest.max(1, keepdim=True).values, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("setting", [{"dtype": "int8"}, {"top_k": 0}])
 def test_bad_settings_are_refused(setting) -> None:
     with pytest.raises(UserError, match=r"cache\."):
         TeacherCache(None, **setting)

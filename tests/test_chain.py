@@ -7,11 +7,14 @@ import pytest
 import torch
 import yaml
 from conftest import Command
+from hydra import compose, initialize_config_dir
 from killer import Killer
 
 from kd_lightning import load_run
+from kd_lightning.build import make
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.runs import read_metrics
+from kd_lightning.train import CONF
 
 pytestmark = pytest.mark.slow
 
@@ -106,11 +109,42 @@ def test_a_chain_on_two_processes_trains_each_link_on_both(
         assert config["chain"] is None
 
 
-@pytest.mark.parametrize("typed", ["chain.generations=1", "~chain.generations"])
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("chain.generations=1", "chain.generations=2.5", "~chain.generations", "model=mutual"),
+        "method.temperature=-1",  # only later links would use it
+    ],
+)
 def test_a_chain_of_nothing_is_refused(command: Command, tmp_path: Path, typed: str) -> None:
     done = command(
         *(*SMALL, "experiment=self_distillation", typed, f"hydra.run.dir={tmp_path}"),
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: chain")
+    assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "links").exists()  # before anything was trained
+
+
+def test_another_assistant_comes_with_settings_of_its_own() -> None:
+    chosen = ["experiment=teacher_assistant", "net@chain.assistants.first=resnet20"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        first, second = compose("train", [*chosen, "run_dir=x"]).chain.assistants.values()
+    net = make(first)((3, 32, 32), 100)
+    assert sum(p.numel() for p in net.parameters()) == 278_324
+    assert second.width == 8
+
+
+def test_a_chain_begun_anew_in_an_old_directory_forgets_the_old_links(
+    command: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
+    old = (*SMALL, "experiment=self_distillation", "chain.generations=2")
+    done = command(*old, "trainer.max_epochs=1", "seed=1", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    begun = tmp_path / "links" / "0" / "metrics.json"
+    Killer(environment)(*old, f"hydra.run.dir={tmp_path}", when=lambda: not begun.is_file())
+    done = command(f"resume={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    for i, link in enumerate(links(tmp_path)):
+        metrics = read_metrics(link)
+        assert (metrics["seed"], metrics["epochs"]) == (1000 * i, 2)

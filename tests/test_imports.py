@@ -29,7 +29,6 @@ INSIDE = {
     "cache": {"batch", "sources", "taps"},
     "checkpoints": set(),
     "loggers": set(),
-    "phases": set(),
     "teachers": set(),
     "launch": {"report"},
     "seeds": set(),

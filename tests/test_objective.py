@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from kd_lightning.ensemble import Ensemble
 from kd_lightning.errors import UserError
-from kd_lightning.losses import soft_targets
+from kd_lightning.losses import logit_mse, soft_targets
+from kd_lightning.nets.cnn import StudentCNN
 from kd_lightning.objective import Objective
 from kd_lightning.schedules import LearnedTemperature, cosine, linear
 from kd_lightning.transfer.term import Term
@@ -119,6 +121,58 @@ def test_transfer_terms_are_summed_by_their_weights(batch: tuple[Tensor, Tensor,
     assert list(terms) == ["loss", "hard", "near", "far"]
     assert (terms["near"], terms["far"]) == (8, 21)  # as they are, without their weights
     torch.testing.assert_close(terms["loss"], terms["hard"] + 0.5 * 8 + 10 * 21)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"transfer": {"response": Gap("a", "c")}},
+            "transfer.response: a term cannot be called so",
+        ),
+        ({"transfer": {"loss": Gap("a", "c")}}, "transfer.loss: a term cannot be called so"),
+        ({"transfer": {"keys": Gap("a", "c")}}, "transfer.keys: a term cannot be called so"),
+        ({"transfer": {"mine": nn.Linear(2, 2)}}, "transfer.mine is a Linear, no transfer term"),
+        ({"alpha": None}, r"method.alpha must lie in 0…1 .*, got None"),
+        ({"temperature": "4x"}, "method.temperature must be a positive number, got 4x"),
+        ({"transfer": {"mine": Gap("a", "c", weight="1k")}}, "transfer.mine.weight .* got 1k"),
+        ({"temperature": LearnedTemperature(), "alpha": 0.0}, "needs method.alpha above 0"),
+        ({"temperature": LearnedTemperature(), "response": logit_mse}, "takes a temperature"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Objective(**settings)
+
+
+def test_a_function_of_ones_own_need_not_reach_beyond_the_training() -> None:
+    steps = [4.0, 3.0, 0.0]
+    temperature = Objective(temperature=lambda epoch: steps[int(epoch)]).temperature
+    assert [temperature(0.5), temperature(1.0)] == [4.0, 3.0]
+    with pytest.raises(UserError, match=r"method.temperature must be a positive number, got 0\.0"):
+        temperature(2.0)
+
+
+def test_what_only_one_teacher_can_give_is_not_asked_of_several() -> None:
+    nets = StudentCNN((1, 8, 8), 4), Ensemble([StudentCNN((1, 8, 8), 4)] * 2)
+    about = (torch.zeros(2, 1, 8, 8), 4, torch.zeros(2))
+    learned = {"temperature": LearnedTemperature()}
+    with pytest.raises(
+        UserError, match=r"transfer.near: .* method.transfer.near.teacher=members.0"
+    ):
+        Objective(transfer={"near": Gap()}).build(*nets, *about)
+    with pytest.raises(UserError, match=r"method\.ensemble=logits"):
+        Objective(**learned).build(*nets, *about)
+    Objective(ensemble="logits", **learned).build(*nets, *about)
+    Objective(transfer={"near": Gap(teacher="members.1.features")}).build(*nets, *about)
+
+
+def test_an_error_of_a_term_names_it() -> None:
+    nets = StudentCNN((1, 8, 8), 4), StudentCNN((1, 8, 8), 4)
+    with pytest.raises(UserError, match=r"method\.transfer\.near: StudentCNN has no layer 'foo'"):
+        Objective(transfer={"near": Gap("foo", "features")}).build(
+            *nets, torch.zeros(2, 1, 8, 8), 4, torch.zeros(2)
+        )
 
 
 def test_a_term_of_weight_0_is_not_there(batch: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,13 +1,19 @@
 """A method of one's own: one Python file and one YAML, in a folder outside the package."""
 
+import linecache
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Command
+from hydra import compose, initialize_config_dir
 
 from kd_lightning import load_run
+from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.pretrain import key_of, teacher_job
 from kd_lightning.runs import read_metrics
+from kd_lightning.train import CONF
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +76,11 @@ def test_it_runs_by_its_name(command: Command, folder: Path, tmp_path: Path) -> 
     header, *_ = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert {"train/response", "train/brightness", "train/weight_brightness"} < {*header.split(",")}
     assert load_run(tmp_path / "run").metrics["test/accuracy"] > 0.7
+    # the folder is remembered; typed again, it may stand anywhere
+    for typed in ((), ("--config-dir", str(folder))):
+        done = command(f"resume={tmp_path / 'run'}", *typed, "trainer.max_epochs=2")
+        assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "run")["epochs"] == 2
 
 
 def test_it_runs_in_a_sweep_on_two_processes(
@@ -82,3 +93,55 @@ def test_it_runs_in_a_sweep_on_two_processes(
     assert done.returncode == 0, done.stderr
     assert asked(folder) == {"0", "1"}
     assert read_metrics(tmp_path / "sweep" / "0")["test/accuracy"] > 0.6
+
+
+NETWORK = """
+from torch import nn
+
+def mine(input_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, num_classes))
+"""
+
+
+def test_a_chain_of_networks_made_by_a_function_of_ones_own(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "nets_of_mine.py").write_text(NETWORK)
+    (tmp_path / "net" / "mine.yaml").write_text("_target_: nets_of_mine.mine\n_partial_: true\n")
+    done = command(
+        *(
+            "data=digits",
+            "net@student=mine",
+            "experiment=self_distillation",
+            "trainer.max_epochs=1",
+        ),
+        *(
+            "chain.generations=2",
+            f"hydra.run.dir={tmp_path / 'run'}",
+            "--config-dir",
+            str(tmp_path),
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "all links together" in done.stdout
+
+
+def test_a_teacher_whose_code_has_changed_is_another_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    data = DigitsDataModule()
+    data.setup()
+    found = []
+    for code in (NETWORK, NETWORK.replace("ReLU", "Tanh")):
+        (tmp_path / "changing.py").write_text(code)
+        linecache.clearcache()
+        monkeypatch.delitem(sys.modules, "changing", raising=False)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose(
+                "train", ["data=digits", "teacher._target_=changing.mine", "~teacher.width"]
+            )
+        cfg.run_dir = str(tmp_path)
+        found.append(key_of(teacher_job(cfg), data, world_size=1))
+    assert found[0] != found[1]

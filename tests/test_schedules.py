@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.losses import soft_targets
 from kd_lightning.objective import Objective
 from kd_lightning.schedules import (
@@ -40,6 +41,19 @@ def test_values_over_time() -> None:
 def test_a_schedule_over_no_time_has_its_last_value(kind: type) -> None:
     assert kind(10, 2, epochs=0)(0.0) == 2
     assert kind(3, 3, epochs=5)(1.7) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("kind", [linear, cosine])
+@pytest.mark.parametrize("epochs", [None, -1, math.nan])
+def test_a_schedule_of_unknown_length_is_refused(kind: type, epochs: float | None) -> None:
+    with pytest.raises(UserError, match="a schedule needs to know its epochs"):
+        kind(10, 2, epochs=epochs)
+
+
+@pytest.mark.parametrize("setting", [{"lowest": -5.0}, {"span": 0.0}])
+def test_learned_temperatures_stay_positive(setting: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="must be positive"):
+        LearnedTemperature(**setting)
 
 
 def test_a_number_is_the_schedule_that_keeps_it() -> None:

@@ -6,10 +6,12 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from kd_lightning.errors import UserError
+from kd_lightning.losses import correlation_congruence
 from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.nets.resnet import ResNet
 from kd_lightning.taps import dry_run, embedding, find, layers, pairs, stages, tapped
+from kd_lightning.transfer.pairwise import Pairwise
 
 DIGIT = (1, 28, 28)
 X = torch.randn(3, *DIGIT, generator=torch.Generator().manual_seed(0))
@@ -187,3 +189,54 @@ def test_networks_without_maps_have_no_pairs() -> None:
     assert embedding(flat).shape == (8,)
     single = layers(nn.Sequential(nn.Linear(28, 3)), X)
     assert embedding(single).path == "0"  # nothing comes before it
+
+
+class NamedLogits(nn.Module):
+    """A layer called ``logits`` that is not the answer."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.logits = nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 20 * self.logits(x)
+
+
+def test_a_layer_called_logits_is_not_taken_for_the_answer() -> None:
+    student, teacher = NamedLogits(DIGIT, 10), NamedLogits(DIGIT, 10)
+    term = Pairwise(correlation_congruence, role="embedding", student="logits", teacher="logits")
+    term.connect(student, teacher, X, torch.arange(3))
+    found = tapped(student, X, term.student)
+    assert torch.equal(found["logits"], student(X))
+    assert torch.equal(found[term.student[0]], student.logits(X))
+
+
+def test_maps_with_channels_last_are_no_stages() -> None:
+    class Permuted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.permute(0, 2, 3, 1)
+
+    net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), Permuted(), nn.Linear(6, 6), nn.GELU())
+    assert [layer.path for layer in stages(layers(net, X))] == ["0"]
+
+
+def test_every_item_of_an_output_is_listed() -> None:
+    found = layers(Several(), torch.zeros(2, 5, 4))
+    listed = [layer.path for layer in found]
+    assert listed == ["recurrent:0", "recurrent:1", "rectify", "split:out", "split:aux"]
+
+
+def test_the_embedding_is_as_large_as_what_the_last_layer_takes() -> None:
+    net = nn.Sequential(nn.Linear(784, 8), nn.LSTM(8, 8), nn.Identity())
+
+    class Answer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.last = net, nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.net[0](x.flatten(1))
+            self.net[2](hidden.repeat(1, 3))  # runs later, but is not what goes in
+            return self.last(hidden)
+
+    assert embedding(layers(Answer(), X)).path == "net.0"

@@ -44,7 +44,7 @@ class DistillationModule(Learner):
         **training: Any,
     ) -> None:
         super().__init__(spec, with_teacher=True, **training)
-        self.student = with_channels_last(built(student, *spec[:2]))
+        self.student = with_channels_last(built(student, spec.input_shape, spec.num_classes))
         self.teacher = with_channels_last(teacher).requires_grad_(False).eval()
         self.objective = objective
         labels = torch.empty(0, dtype=torch.long) if labels is None else labels

@@ -56,7 +56,7 @@ class MutualModule(Learner):
             raise UserError(f"model.students.{first} needs a network: net@model.students.{first}=")
         self.students = nn.ModuleDict(
             {
-                name: with_channels_last(built(make or usual, *spec[:2]))
+                name: with_channels_last(built(make or usual, spec.input_shape, spec.num_classes))
                 for name, make in students.items()
             }
         )

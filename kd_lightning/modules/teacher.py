@@ -24,7 +24,7 @@ class TeacherModule(Learner):
 
     def __init__(self, net: NetFactory, spec: DataSpec, **training: Any) -> None:
         super().__init__(spec, **training)
-        self.net = with_channels_last(built(net, *spec[:2]))
+        self.net = with_channels_last(built(net, spec.input_shape, spec.num_classes))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(self.net(batch.inputs), batch.target)}

@@ -21,4 +21,6 @@ def with_untrained_teacher(
         spec: the measure of the data.
         **settings: see :class:`~kd_lightning.modules.distillation.DistillationModule`.
     """
-    return DistillationModule(teacher=built(untrained, *spec[:2]), spec=spec, **settings)
+    return DistillationModule(
+        teacher=built(untrained, spec.input_shape, spec.num_classes), spec=spec, **settings
+    )
