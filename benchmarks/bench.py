@@ -207,7 +207,7 @@ def memory(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
     peaks: Seconds = defaultdict(list)
     for _ in range(repeats):
         for method in ("kd", "ce"):
-            settings = ("trainer.max_epochs=1", "+trainer.limit_train_batches=100")
+            settings = ("trainer.max_epochs=1", "trainer.limit_train_batches=100")
             job = command(folder, f"teacher_ckpt={teacher}", f"method={method}", *settings)
             peaks[method].append(float(Process("-c", PEAK, *job).output.splitlines()[-1]) / 1024)
     found = ratio(peaks, "kd", "ce", at_most=1.15)

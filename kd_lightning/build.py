@@ -48,8 +48,11 @@ def try_out(cfg: DictConfig, data: InMemoryDataModule) -> None:
     """Build what will train, with an untrained teacher where there is none yet.
 
     Raises:
-        UserError: if networks, layers or settings do not fit.
+        UserError: if networks, layers or settings do not fit, or a teacher is given that
+            nothing asks.
     """
+    if cfg.teacher_ckpt and not {"teacher", "untrained"} & set(cfg.model):
+        raise UserError("teacher_ckpt is given, but nothing here learns from a teacher: see model=")
     if "untrained" in cfg.model:
         build_module(cfg, data, [])
     elif "teacher" in cfg.model and not cfg.teacher_ckpt:

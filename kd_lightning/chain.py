@@ -70,7 +70,7 @@ class Chain:
         data = build_data(self.cfg)
         self.try_out(data)
         if not self.cfg.resume:
-            for home in (self.root, *map(self.home, range(len(self.names)))):
+            for home in (self.root, *map(self.home, reversed(range(len(self.names))))):
                 start_anew(home)
         write_config(self.root, self.cfg, own_overrides(self.cfg))
         for i in range(len(self.names)):
@@ -89,7 +89,7 @@ class Chain:
         """Build what every link will train, so that what is wrong shows before the first."""
         for i in range(len(self.names)):
             job = self.job(i)
-            job.teacher_ckpt = None
+            job.teacher_ckpt = None if i else job.teacher_ckpt  # links are not there yet
             try_out(job, data)
 
     def home(self, i: int) -> Path:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_lightning import __version__
 from kd_lightning.build import build_data
 from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.errors import UserError
 from kd_lightning.runs import find_checkpoint, plain
 from kd_lightning.sources import sources
 from kd_lightning.teachers import TeacherStore, teacher_key
@@ -41,7 +42,11 @@ WATCHING = {"last", "learning_rate", "progress", "layout", "pictures", "gradient
 def find_teachers(
     cfg: DictConfig, data: InMemoryDataModule, train: Callable[[DictConfig], Any]
 ) -> list[Path]:
-    """The checkpoints of a job's teacher or teachers; ``train`` makes what is missing."""
+    """The checkpoints of a job's teacher or teachers; ``train`` makes what is missing.
+
+    Raises:
+        UserError: if a finished teacher of the store has no checkpoint.
+    """
     if cfg.teacher_ckpt:
         given = cfg.teacher_ckpt
         several = given if OmegaConf.is_list(given) else [given]
@@ -55,7 +60,10 @@ def find_teachers(
 
     same = {**plain(job.data), "seed": 0} == {**plain(cfg.data), "seed": 0}  # only orders them
     key = key_of(job, data if same else build_data(job), world_size=1)
-    return [find_checkpoint(TeacherStore(cfg.teacher_store).find_or_train(key, pretrain))]
+    home = TeacherStore(cfg.teacher_store).find_or_train(key, pretrain)
+    if not find_checkpoint(home).is_file():
+        raise UserError(f"the teacher in {home} has lost its checkpoint: delete it to train anew")
+    return [find_checkpoint(home)]
 
 
 def publish(cfg: DictConfig, data: InMemoryDataModule, world_size: int) -> None:

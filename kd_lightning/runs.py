@@ -139,7 +139,7 @@ class Run:
         path: the run directory.
         config: its resolved configuration.
         network: the trained network, in evaluation mode, on the CPU.
-        spec: the measure of the data it was trained on.
+        spec: shape, classes, mean and standard deviation of the data it was trained on.
         metrics: its figures, empty while the run is not finished.
     """
 
@@ -151,7 +151,11 @@ class Run:
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """Class probabilities, N×K, of uint8 images, N×C×H×W (or N×H×W where C is 1)."""
+        """Class probabilities, N×K, of uint8 images, N×C×H×W (or N×H×W where C is 1).
+
+        Raises:
+            TypeError: if the images are of another type.
+        """
         if images.dtype != torch.uint8:
             raise TypeError(f"predict takes uint8 images, got {images.dtype}")
         images = images.reshape(-1, *self.spec.input_shape)
@@ -164,6 +168,10 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Run:
     Nothing in the directory can run code: weights are loaded as plain tensors, and the
     network's class must be one of this package's, of torchvision's models, or a
     ``torch.nn.Module`` that the caller has imported already.
+
+    Args:
+        path: a run directory, or a chain's.
+        checkpoint: ``best`` or ``last``.
 
     Raises:
         UserError: if the directory lacks a configuration or checkpoint, or names a class

@@ -138,7 +138,7 @@ def test_another_assistant_comes_with_settings_of_its_own() -> None:
 def test_a_chain_begun_anew_in_an_old_directory_forgets_the_old_links(
     command: Command, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    old = (*SMALL, "experiment=self_distillation", "chain.generations=2")
+    old = (*SMALL, "experiment=self_distillation", "chain.generations=2", "data.train_fraction=0.1")
     done = command(*old, "trainer.max_epochs=1", "seed=1", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     begun = tmp_path / "links" / "0" / "metrics.json"

@@ -69,6 +69,7 @@ def test_evidence_is_what_the_best_student_says_of_the_validation_data(digits_ru
         "confusion": (10, 10),
         "teacher_confusion": (10, 10),
         "temperature_curves": (25, 4),
+        "temperatures": (4,),
     }
     assert {table.dtype for table in tables.values()} == {np.dtype("float32")}
     own = torch.stack([p[target == c].mean(0) for c in range(10)])
@@ -78,6 +79,7 @@ def test_evidence_is_what_the_best_student_says_of_the_validation_data(digits_ru
     count, confidence, accuracy = np.nan_to_num(tables["bins"]).T
     error = (count * abs(confidence - accuracy)).sum() / len(target)
     assert run.metrics["val/ece"] == pytest.approx(error, rel=1e-4)
+    assert tables["temperatures"].tolist() == [1, 2, 5, 20]
     entropy = -(p := tables["teacher_class_probabilities"]) * np.log(p)
     assert (np.diff(entropy.sum(2), axis=0) > 0).all()  # softer from T = 1 to 20
 

@@ -139,7 +139,8 @@ def jobs(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     options = {"model": "teacher", "net@teacher": "mlp", "data": "arrays"}
     experiment(folder, "colour", options, data={"path": str(colour)})
     experiment(folder, "kd", {}, teacher_ckpt=[cnn, mlp])
-    experiment(folder, "fitnet", {"method": "fitnet"}, teacher_ckpt=[cnn, mlp])
+    fitnet = {"transfer": {"fitnet": {"teacher": "members.0.features"}}}
+    experiment(folder, "fitnet", {"method": "fitnet"}, teacher_ckpt=[cnn, mlp], method=fitnet)
     experiment(folder, "unfit", {}, teacher_ckpt=[cnn, other])
     names = ["cnn", "mlp", "colour", "kd", "fitnet", "unfit"]
     done = command(

@@ -77,10 +77,10 @@ def test_it_runs_by_its_name(command: Command, folder: Path, tmp_path: Path) -> 
     assert {"train/response", "train/brightness", "train/weight_brightness"} < {*header.split(",")}
     assert load_run(tmp_path / "run").metrics["test/accuracy"] > 0.7
     # the folder is remembered; typed again, it may stand anywhere
-    for typed in ((), ("--config-dir", str(folder))):
-        done = command(f"resume={tmp_path / 'run'}", *typed, "trainer.max_epochs=2")
+    for epochs, typed in ((2, ()), (3, ("--config-dir", str(folder)))):
+        done = command(f"resume={tmp_path / 'run'}", *typed, f"trainer.max_epochs={epochs}")
         assert done.returncode == 0, done.stderr
-    assert read_metrics(tmp_path / "run")["epochs"] == 2
+        assert read_metrics(tmp_path / "run")["epochs"] == epochs
 
 
 def test_it_runs_in_a_sweep_on_two_processes(

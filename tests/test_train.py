@@ -114,7 +114,7 @@ def test_tensorboard_shows_choices_with_final_figures(
     assert choices["method"].string_value == "kd"
     table = plugin["_hparams_/experiment"].experiment
     assert {info.name for info in table.hparam_infos} == set(choices)
-    typed = {"data", "trainer.max_epochs"}
+    typed = {"data", "profile", "trainer.max_epochs"}
     assert {info.name for info in table.hparam_infos if info.differs} == typed
     shown = [info.name.tag for info in table.metric_infos]
     assert shown[:2] == ["val_best/accuracy", "test/accuracy"]
@@ -197,6 +197,7 @@ def test_other_precisions_run_to_their_end(command: Command, tmp_path: Path) -> 
     done = command(
         *("-m", "data=digits", "trainer.max_epochs=1", "trainer.precision=bf16-true,64-true"),
         *("method=crd", "data.train_fraction=0.3", f"hydra.sweep.dir={tmp_path}"),
+        *("teacher.width=8", "pretrain.trainer.max_epochs=1"),
     )
     assert done.returncode == 0, done.stderr
     for job in "01":

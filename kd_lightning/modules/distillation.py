@@ -27,7 +27,7 @@ class DistillationModule(Learner):
         student: makes the student from (input_shape, num_classes).
         teacher: the trained network, B×… to logits B×C, or B×M×C of several.
         objective: puts the loss together.
-        spec: the measure of the data.
+        spec: shape, classes, mean and standard deviation of the data.
         labels: class of each training sample, N, for terms that ask for it.
         **training: see :class:`~kd_lightning.modules.learner.Learner`.
     """

@@ -26,7 +26,7 @@ class Learner(L.LightningModule):
     """Trains the one network that :attr:`network_name` names.
 
     Args:
-        spec: the measure of the data.
+        spec: shape, classes, mean and standard deviation of the data.
         optimizer: makes the optimizer from groups of parameters; Adam at 1e-3 where not given.
         scheduler: makes a learning-rate schedule by epoch from the optimizer.
         with_teacher: whether evaluation compares with a teacher.

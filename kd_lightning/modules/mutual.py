@@ -26,7 +26,7 @@ class MutualModule(Learner):
         students: by name, what makes each student from (input_shape, num_classes); None
             for another one like the first.
         objective: between one student and another, which gets no gradient from it.
-        spec: the measure of the data.
+        spec: shape, classes, mean and standard deviation of the data.
         **training: see :class:`~kd_lightning.modules.learner.Learner`.
 
     Raises:

@@ -15,7 +15,7 @@ class TeacherModule(Learner):
 
     Args:
         net: makes the network from (input_shape, num_classes).
-        spec: the measure of the data.
+        spec: shape, classes, mean and standard deviation of the data.
         **training: see :class:`~kd_lightning.modules.learner.Learner`.
     """
 

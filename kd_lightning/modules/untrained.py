@@ -18,7 +18,7 @@ def with_untrained_teacher(
 
     Args:
         untrained: makes the teacher from (input_shape, num_classes).
-        spec: the measure of the data.
+        spec: shape, classes, mean and standard deviation of the data.
         **settings: see :class:`~kd_lightning.modules.distillation.DistillationModule`.
     """
     return DistillationModule(

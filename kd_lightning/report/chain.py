@@ -1,4 +1,4 @@
-"""Chains of distillations: the table of one, a row a link, and the picture over seeds."""
+"""Chains of distillations: the table of one, a row a link, and figures over seeds."""
 
 from collections.abc import Mapping
 from pathlib import Path

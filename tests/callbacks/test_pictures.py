@@ -51,7 +51,7 @@ def test_the_first_samples_are_looked_at_as_they_are(data: DigitsDataModule, cou
 
 
 def test_temperatures_of_single_samples_are_looked_at_too(data: DigitsDataModule) -> None:
-    module = module_of(data, temperature=LearnedTemperatures())
+    module = module_of(data, temperature=LearnedTemperatures(), ensemble="logits")
     with torch.no_grad():
         sheet = look(module, data, 10)
     assert sheet["temperature"].shape == (10,)
