@@ -240,6 +240,14 @@ def test_what_determines_the_answers_has_a_file_of_its_own(data, teacher, tmp_pa
     assert files() == 6
 
 
+def test_the_code_of_the_teacher_is_in_the_key(data, teacher, tmp_path, monkeypatch) -> None:
+    cache, split = TeacherCache(str(tmp_path)), data.prepared("val")
+    assert cache.answers(teacher, split, CPU)
+    monkeypatch.setattr("kd_lightning.cache.sources", lambda modules: dict.fromkeys(modules, "new"))
+    assert TeacherCache(str(tmp_path)).answers(teacher, split, CPU)
+    assert len(list(tmp_path.glob("*-logits.pt"))) == 2
+
+
 def test_labels_do_not_matter(data, teacher, tmp_path) -> None:
     noisy = DigitsDataModule(label_noise=0.4, train_fraction=0.3, augment=data.augment)
     noisy.setup()

@@ -46,6 +46,7 @@ def test_what_decides_the_weights_is_in_the_key(
         ("method=ce", "student.width=4", "seed=3", "trainer.max_epochs=9"),
         ("callbacks.pictures.samples=10", "callbacks.gradients.every_n_steps=0"),
         ("~callbacks.progress", "trainer.accelerator=cpu", "trainer.devices=2"),
+        ("trainer.max_steps=5", "trainer.limit_train_batches=3", "trainer.max_time=1:00:00:00"),
     ],
 )
 def test_what_does_not_is_not(data: DigitsDataModule, typed: tuple[str, ...]) -> None:
