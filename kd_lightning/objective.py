@@ -156,9 +156,8 @@ class Objective(nn.Module):
                     f"method.transfer.{name}: say which layer of several teachers is meant, as "
                     f"in method.transfer.{name}.teacher=members.0.…"
                 )
-        if isinstance(self.temperature, LearnedTemperature) and MEANS["logits"] is not (
-            self.mean_of_teachers
-        ):
+        learned = isinstance(self.temperature, LearnedTemperature)
+        if learned and self.mean_of_teachers is not MEANS["logits"]:
             # the mean of probabilities moves with T, and gradient stops at the teachers
             raise UserError(
                 "a learned temperature takes the mean of several teachers' logits: "

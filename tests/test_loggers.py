@@ -14,9 +14,7 @@ from kd_lightning.modules import TeacherModule
 SPEC = DataSpec((1, 4, 4), 3, (0.5,), (0.5,))
 
 
-class Restless(nn.Module):
-    """Cannot be traced."""
-
+class Untraceable(nn.Module):
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.last = nn.Linear(16, num_classes)
@@ -33,5 +31,5 @@ def test_a_network_that_cannot_be_drawn_is_said(
 ) -> None:
     logger = OneGraphTensorBoardLogger(str(tmp_path), log_graph=True)
     with caplog.at_level(logging.WARNING):
-        logger.log_graph(TeacherModule(Restless, SPEC))
+        logger.log_graph(TeacherModule(Untraceable, SPEC))
     assert "TensorBoard gets no graph: no graph of me" in caplog.text
