@@ -157,8 +157,8 @@ def learning_curves(report: Report) -> list[Picture]:
     """Validation accuracy by epoch; the best groups where there are too many to tell apart."""
     found = [(row, _by_epoch(row)) for row in report.rows]
     found = [(row, curve) for row, curve in found if any(len(v) for v in curve.values())]
-    if not found:
-        return []
+    if not any(len(curve) > 1 for _, curve in found):
+        return []  # single points are in the table
     lead = report.lead
     rank = lambda row: (lead is not None and row.group is lead.control, _mean(row))  # noqa: E731
     kept = sorted((row for row, _ in found), key=rank, reverse=True)[:MOST_CURVES]

@@ -37,7 +37,8 @@ def mood(report: Report) -> str:
 
 def sureness(delta: Difference, p: float | None, compared: int) -> str:
     """``+0.55 points (95 % interval …; n = 5 seeds, paired; p = 0.022)``."""
-    about = [f"n = {delta.n} {'seeds, paired' if delta.paired else 'a group, unpaired'}"]
+    seeds = "seed" if delta.n == 1 else "seeds"
+    about = [f"n = {delta.n} {f'{seeds}, paired' if delta.paired else 'a group, unpaired'}"]
     if delta.low is not None:
         about.insert(0, f"95 % interval {interval(delta.low, delta.high, signed=True)}")
     if p is not None:

@@ -41,6 +41,10 @@ def test_distillation_is_named_only_where_it_is_compared_with_labels_alone(
     assert headline(sweep(tmp_path, *settings, control=control)).startswith(beginning)
 
 
+def test_of_one_seed_it_speaks_in_the_singular(tmp_path: Path) -> None:
+    assert "(n = 1 seed, paired)" in headline(sweep(tmp_path, CE, KD, seeds=1))
+
+
 def test_over_several_controls_it_counts_and_names_the_clearest(tmp_path: Path) -> None:
     # the largest student does best on validation, but another task has the clearest gain
     settings = [{**m, "student.width": w} for m in (CE, DKD) for w in (8, 16, 32)]
