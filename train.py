@@ -1,4 +1,4 @@
-from kd_lightning.train import main
+from kd_lightning.cli.train import main
 
 if __name__ == "__main__":
     main()

@@ -28,13 +28,13 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from kd_lightning.build import build_data, build_module
-from kd_lightning.checkpoints import network_state, read_checkpoint
-from kd_lightning.launch import quieten
-from kd_lightning.phases import Unprofiled
-from kd_lightning.process import tune_process
-from kd_lightning.runs import read_metrics
-from kd_lightning.train import CONF, build_trainer, remember
+from kd_lightning.callbacks.profiler import Unprofiled
+from kd_lightning.cli.launch import quieten
+from kd_lightning.cli.train import CONF, build_trainer, remember
+from kd_lightning.runs.build import build_data, build_module
+from kd_lightning.runs.checkpoints import network_state, read_checkpoint
+from kd_lightning.runs.directory import read_metrics
+from kd_lightning.utils.process import tune_process
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -16,13 +16,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lightning.ensemble import MEANS, Ensemble
-from kd_lightning.errors import UserError
 from kd_lightning.losses.response import soft_targets
-from kd_lightning.partials import bare
+from kd_lightning.nets.ensemble import MEANS, Ensemble
+from kd_lightning.nets.taps import Outputs
 from kd_lightning.schedules import LearnedTemperature, Schedule, as_schedule
-from kd_lightning.taps import Outputs
 from kd_lightning.transfer.term import Term
+from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.partials import bare
 
 log = logging.getLogger(__name__)
 

@@ -110,7 +110,7 @@ def test_the_rules_are_about_what_is_there() -> None:
         ("losses", "import numpy"),
         ("losses", "from kd_lightning import objective"),
         ("nets", "import lightning as L"),
-        ("metrics", "from kd_lightning.modules.learner import Learner"),
+        ("metrics", "from kd_lightning.modules.base import Learner"),
         ("objective", "from kd_lightning.modules import DistillationModule"),
         ("data", "def late():\n    from kd_lightning.objective import Objective"),
         ("data", "import omegaconf"),
@@ -118,7 +118,7 @@ def test_the_rules_are_about_what_is_there() -> None:
         ("modules", "from kd_lightning.losses.response import soft_targets"),
         ("callbacks", "if True:\n    import hydra.core"),
         ("report", "import torch.nn"),
-        ("report", "from kd_lightning.runs import load_run"),
+        ("report", "from kd_lightning.runs.directory import load_run"),
         ("teachers", "from omegaconf import DictConfig"),
     ],
 )

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lightning.ensemble import Ensemble
-from kd_lightning.errors import UserError
 from kd_lightning.losses import logit_mse, soft_targets
 from kd_lightning.nets.cnn import StudentCNN
+from kd_lightning.nets.ensemble import Ensemble
 from kd_lightning.objective import Objective
 from kd_lightning.schedules import LearnedTemperature, cosine, linear
 from kd_lightning.transfer.term import Term
+from kd_lightning.utils.errors import UserError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from kd_lightning.build import make
+from kd_lightning.cli.train import CONF
 from kd_lightning.objective import Objective
-from kd_lightning.train import CONF
+from kd_lightning.runs.build import make
 from kd_lightning.transfer.crd import CRD
 from kd_lightning.transfer.rkd import RKD
 

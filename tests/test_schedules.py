@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
 from kd_lightning.losses import soft_targets
 from kd_lightning.objective import Objective
 from kd_lightning.schedules import (
@@ -18,6 +17,7 @@ from kd_lightning.schedules import (
     cosine,
     linear,
 )
+from kd_lightning.utils.errors import UserError
 
 TARGET = torch.tensor([0, 1, 2, 3, 0, 1])
 

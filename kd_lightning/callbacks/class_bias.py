@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from kd_lightning.batch import Batch
-from kd_lightning.modules.learner import Learner
+from kd_lightning.data.types import Batch
+from kd_lightning.modules.base import Learner
 
 
 class ClassBias(L.Callback):

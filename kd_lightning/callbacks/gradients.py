@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from kd_lightning.batch import Batch
 from kd_lightning.callbacks.board import has_board
+from kd_lightning.data.types import Batch
 from kd_lightning.modules import DistillationModule
 
 

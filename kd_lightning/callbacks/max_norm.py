@@ -7,8 +7,8 @@ import lightning as L
 import torch
 from torch import nn
 
-from kd_lightning.batch import Batch
-from kd_lightning.modules.learner import Learner
+from kd_lightning.data.types import Batch
+from kd_lightning.modules.base import Learner
 
 
 class MaxNorm(L.Callback):

@@ -9,12 +9,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from kd_lightning.batch import Batch
 from kd_lightning.callbacks.board import boards
 from kd_lightning.callbacks.drawing import Array, Tile, answers, confusion
+from kd_lightning.data.types import Batch
 from kd_lightning.modules import DistillationModule
-from kd_lightning.modules.learner import Learner
-from kd_lightning.taps import evaluating
+from kd_lightning.modules.base import Learner
+from kd_lightning.nets.taps import evaluating
 
 Sheet = dict[str, Tensor]
 

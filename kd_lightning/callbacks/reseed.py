@@ -3,7 +3,7 @@
 import lightning as L
 import torch
 
-from kd_lightning.seeds import mixed
+from kd_lightning.utils.hashing import mixed
 
 
 class ReseedEachEpoch(L.Callback):

@@ -10,7 +10,7 @@ import torch
 
 from kd_lightning.data.batches import Split
 from kd_lightning.data.memory import InMemoryDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 

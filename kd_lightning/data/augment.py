@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 
 def draw(seed: int, view: int, index: Tensor, stream: int, choices: int) -> Tensor:

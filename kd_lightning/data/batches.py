@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from kd_lightning.batch import Batch, DataSpec
-from kd_lightning.seeds import mixed
+from kd_lightning.data.types import Batch, DataSpec
+from kd_lightning.utils.hashing import mixed
 
 
 class Split(NamedTuple):

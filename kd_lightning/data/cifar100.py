@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR100
 
 from kd_lightning.data.batches import Split
 from kd_lightning.data.published import PublishedDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 GRID, SIDE = 50, 32  # images a row and a column of a sheet, pixels of an image
 A_SHEET = GRID**2

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from kd_lightning.batch import Batch, DataSpec, Prepared
 from kd_lightning.data.augment import Augment
 from kd_lightning.data.batches import (
     Normalizer,
@@ -23,7 +22,8 @@ from kd_lightning.data.batches import (
     Split,
     TensorDataset,
 )
-from kd_lightning.errors import UserError
+from kd_lightning.data.types import Batch, DataSpec, Prepared
+from kd_lightning.utils.errors import UserError
 
 
 class InMemoryDataModule(L.LightningDataModule):

@@ -7,7 +7,7 @@ from torchvision.datasets import MNIST, FashionMNIST
 
 from kd_lightning.data.batches import Split
 from kd_lightning.data.published import PublishedDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 
 class MNISTDataModule(PublishedDataModule):

@@ -7,7 +7,7 @@ from urllib.error import URLError
 from filelock import FileLock
 
 from kd_lightning.data.memory import InMemoryDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 
 class PublishedDataModule(InMemoryDataModule):

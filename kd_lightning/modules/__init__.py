@@ -2,4 +2,4 @@
 
 from kd_lightning.modules.distillation import DistillationModule as DistillationModule
 from kd_lightning.modules.mutual import MutualModule as MutualModule
-from kd_lightning.modules.teacher import TeacherModule as TeacherModule
+from kd_lightning.modules.supervised import TeacherModule as TeacherModule

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch, DataSpec, Prepared
-from kd_lightning.cache import Answers, TeacherCache, ask
-from kd_lightning.ensemble import mean_probabilities
-from kd_lightning.metrics import LogitsAt
-from kd_lightning.modules.learner import Learner, NetFactory, with_channels_last
+from kd_lightning.data.types import Batch, DataSpec, Prepared
+from kd_lightning.metrics.evaluation import LogitsAt
+from kd_lightning.modules.base import Learner, NetFactory, with_channels_last
+from kd_lightning.nets.ensemble import mean_probabilities
+from kd_lightning.nets.taps import Outputs, tapped
 from kd_lightning.objective import Objective
-from kd_lightning.partials import built
-from kd_lightning.taps import Outputs, tapped
+from kd_lightning.teachers.cache import Answers, TeacherCache, ask
+from kd_lightning.utils.partials import built
 
 
 class DistillationModule(Learner):
@@ -29,7 +29,7 @@ class DistillationModule(Learner):
         objective: puts the loss together.
         spec: shape, classes, mean and standard deviation of the data.
         labels: class of each training sample, N, for terms that ask for it.
-        **training: see :class:`~kd_lightning.modules.learner.Learner`.
+        **training: see :class:`~kd_lightning.modules.base.Learner`.
     """
 
     network_name = "student"

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch, DataSpec
-from kd_lightning.costs import count_parameters
-from kd_lightning.errors import UserError
-from kd_lightning.metrics import Evaluation
-from kd_lightning.modules.learner import Learner, NetFactory, with_channels_last
+from kd_lightning.data.types import Batch, DataSpec
+from kd_lightning.metrics.cost import count_parameters
+from kd_lightning.metrics.evaluation import Evaluation
+from kd_lightning.modules.base import Learner, NetFactory, with_channels_last
 from kd_lightning.objective import Objective
-from kd_lightning.partials import built
+from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.partials import built
 
 
 class MutualModule(Learner):
@@ -27,7 +27,7 @@ class MutualModule(Learner):
             for another one like the first.
         objective: between one student and another, which gets no gradient from it.
         spec: shape, classes, mean and standard deviation of the data.
-        **training: see :class:`~kd_lightning.modules.learner.Learner`.
+        **training: see :class:`~kd_lightning.modules.base.Learner`.
 
     Raises:
         UserError: if there is one student only, one has a name that cannot be, or the

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from kd_lightning.batch import DataSpec
+from kd_lightning.data.types import DataSpec
+from kd_lightning.modules.base import NetFactory
 from kd_lightning.modules.distillation import DistillationModule
-from kd_lightning.modules.learner import NetFactory
-from kd_lightning.partials import built
+from kd_lightning.utils.partials import built
 
 
 def with_untrained_teacher(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 
 def _after_convs(size: int, convs: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -33,7 +33,7 @@ def blocks_per_stage(depth: int, others: int) -> int:
     9
     >>> blocks_per_stage(18, others=2)
     Traceback (most recent call last):
-    kd_lightning.errors.UserError: this network has a depth of 6n + 2 (8, 14, 20 …), got 18
+    kd_lightning.utils.errors.UserError: this network has a depth of 6n + 2 (8, 14, 20 …), got 18
     """
     if depth < 6 + others or (depth - others) % 6:
         least = f"{6 + others}, {12 + others}, {18 + others} …"

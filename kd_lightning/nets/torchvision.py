@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 
 def torchvision_net(

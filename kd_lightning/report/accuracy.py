@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from kd_lightning.errors import UserError
 from kd_lightning.report.compare import VAL, Report, Row
 from kd_lightning.report.groups import is_learning
 from kd_lightning.report.pictures import (
@@ -26,6 +25,7 @@ from kd_lightning.report.pictures import (
 from kd_lightning.report.read import Run, finite
 from kd_lightning.report.settings import is_taught
 from kd_lightning.report.words import teacher_name
+from kd_lightning.utils.errors import UserError
 
 T, ALPHA = "method.temperature", "method.alpha"
 NAMES = {T: "temperature T", ALPHA: "weight α of the teacher's answers"}

@@ -3,8 +3,8 @@
 from collections import Counter
 from statistics import fmean
 
+from kd_lightning.cli.console import percent
 from kd_lightning.report.compare import TEST, Report, Row, is_about_distillation
-from kd_lightning.report.run import percent
 from kd_lightning.report.stats import (
     HELPS,
     HURTS,

@@ -8,9 +8,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from kd_lightning.errors import UserError
+from kd_lightning.cli.console import console, percent
 from kd_lightning.report.read import Run, read_run
-from kd_lightning.report.run import console, percent
+from kd_lightning.utils.errors import UserError
 
 
 def link_names(chain: Mapping[str, Any]) -> list[str]:

@@ -16,11 +16,11 @@ import numpy as np
 from matplotlib.colors import LogNorm, PowerNorm, to_rgba
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from kd_lightning.errors import UserError
 from kd_lightning.report.compare import Report, Row
 from kd_lightning.report.pictures import COLORS, GREY, INK, WIDE, Picture, panels
 from kd_lightning.report.read import Run
 from kd_lightning.report.temperature import what_temperature_does
+from kd_lightning.utils.errors import UserError
 
 Array = np.ndarray[Any, Any]
 

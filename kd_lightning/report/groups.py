@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kd_lightning.errors import UserError
 from kd_lightning.report.read import MISSING, Run, finite
 from kd_lightning.report.settings import is_teacher, label_only, section, short_names, value
 from kd_lightning.report.untold import untold
+from kd_lightning.utils.errors import UserError
 
 # Where a run lies and how it is watched makes no other group of it.
 NO_MATTER = (
@@ -18,7 +18,7 @@ NO_MATTER = (
 LEARNING = ("method", "model", "chain", "teacher", "teacher_ckpt", "pretrain")
 # What must be the same in a control where an option such as ``experiment`` chooses it, less
 # what a run may have of its own.
-WORK = ("data", "augment", "student", "optimizer", "scheduler", "trainer")
+WORK = ("data", "augment", "student", "optimizer", "lr_scheduler", "trainer")
 OWN = ("seed", "root", "default_root_dir", "enable_progress_bar")
 
 

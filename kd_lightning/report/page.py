@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from types import MappingProxyType
 
-from kd_lightning.errors import UserError
+from kd_lightning.cli.console import percent
 from kd_lightning.report import accuracy, evidence
 from kd_lightning.report.answer import headline, mood
 from kd_lightning.report.causes import causes
@@ -14,7 +14,6 @@ from kd_lightning.report.links import links
 from kd_lightning.report.markdown import as_it_is, pipe_table
 from kd_lightning.report.pictures import Picture, style
 from kd_lightning.report.read import Run
-from kd_lightning.report.run import percent
 from kd_lightning.report.stats import HELPS, HURTS, NO_DIFFERENCE
 from kd_lightning.report.table import (
     DIFFERENCE,
@@ -26,6 +25,7 @@ from kd_lightning.report.table import (
 )
 from kd_lightning.report.template import PAGE
 from kd_lightning.report.words import METHOD, common, notes
+from kd_lightning.utils.errors import UserError
 
 
 def write_report(report: Report, folder: Path) -> None:

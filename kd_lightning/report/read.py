@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 MISSING = object()

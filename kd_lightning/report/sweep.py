@@ -9,9 +9,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kd_lightning.cli.console import console, percent
 from kd_lightning.report.markdown import pipe_table
 from kd_lightning.report.read import Run, jobs_of, read_run
-from kd_lightning.report.run import console, percent
 from kd_lightning.report.settings import short_names
 
 COLUMNS = ("val\naccuracy", "test\naccuracy", "agreement", "parameters", "seconds")

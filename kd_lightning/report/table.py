@@ -13,9 +13,9 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from kd_lightning.cli.console import console
 from kd_lightning.report.compare import TEST, VAL, Report, Row, Teacher
 from kd_lightning.report.groups import Group
-from kd_lightning.report.run import console
 from kd_lightning.report.words import (
     interval,
     mean,

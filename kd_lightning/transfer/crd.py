@@ -12,10 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
 from kd_lightning.losses.contrastive import contrastive, partition_estimate
 from kd_lightning.losses.response import wide
 from kd_lightning.transfer.term import Term
+from kd_lightning.utils.errors import UserError
 
 
 class CRD(Term):

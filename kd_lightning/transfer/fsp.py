@@ -6,9 +6,9 @@ Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR.
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
 from kd_lightning.losses.feature import flow
 from kd_lightning.transfer.term import Term
+from kd_lightning.utils.errors import UserError
 
 
 class FSP(Term):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_lightning.errors import UserError
-from kd_lightning.partials import bare
 from kd_lightning.transfer.term import ROLES, Term
+from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.partials import bare
 
 
 class Pairwise(Term):

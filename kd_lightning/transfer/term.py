@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
+from kd_lightning.nets.taps import Outputs, dry_run, embedding, layers, pairs
 from kd_lightning.schedules import Schedule
-from kd_lightning.taps import Outputs, dry_run, embedding, layers, pairs
+from kd_lightning.utils.errors import UserError
 
 ROLES = ("map", "maps", "embedding")  # see Term.role
 Paths = str | int | Sequence[str | int] | None  # unnamed layers have numbers

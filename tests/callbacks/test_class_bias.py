@@ -12,8 +12,8 @@ from conftest import Command
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kd_lightning.batch import Batch, DataSpec
 from kd_lightning.callbacks.class_bias import ClassBias, best_bias, compare, right
+from kd_lightning.data.types import Batch, DataSpec
 from kd_lightning.modules import TeacherModule
 
 

@@ -10,10 +10,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch
 from kd_lightning.callbacks.gradients import GradientBalance, balance
 from kd_lightning.callbacks.pictures import Pictures
 from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.data.types import Batch
 from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.nets.cnn import TeacherCNN
 from kd_lightning.nets.mlp import MLP

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import Command
 
-from kd_lightning.batch import Batch, DataSpec
 from kd_lightning.callbacks.max_norm import MaxNorm
+from kd_lightning.data.types import Batch, DataSpec
 from kd_lightning.modules import TeacherModule
 from kd_lightning.nets.mlp import MLP
 

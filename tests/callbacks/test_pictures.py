@@ -10,8 +10,8 @@ from torch import nn
 
 from kd_lightning.callbacks.pictures import Pictures, evaluating, image_of, look, one_a_class
 from kd_lightning.data.digits import DigitsDataModule
-from kd_lightning.ensemble import Ensemble
 from kd_lightning.modules import DistillationModule, TeacherModule
+from kd_lightning.nets.ensemble import Ensemble
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.objective import Objective
 from kd_lightning.schedules import LearnedTemperatures

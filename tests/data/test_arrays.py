@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kd_lightning.data.arrays import ArraysDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 Arrays = dict[str, Any]
 

@@ -5,7 +5,7 @@ import torch
 
 from kd_lightning.data.augment import Augment, draw
 from kd_lightning.data.digits import DigitsDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from kd_lightning.batch import DataSpec
 from kd_lightning.data.batches import (
     Normalizer,
     OrderedBatches,
@@ -14,6 +13,7 @@ from kd_lightning.data.batches import (
     Split,
     TensorDataset,
 )
+from kd_lightning.data.types import DataSpec
 
 SIZES = [  # samples, batch size, ranks
     (100, 16, 1),

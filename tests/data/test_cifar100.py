@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from kd_lightning.data.cifar100 import CIFAR100DataModule
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SETTINGS = yaml.safe_load((CONF / "data" / "cifar100.yaml").read_text())
@@ -276,8 +276,8 @@ def test_the_experiment_is_the_published_recipe_for_teacher_and_student() -> Non
         assert section.optimizer._target_ == "torch.optim.SGD"
         values = (section.optimizer.lr, section.optimizer.momentum, section.optimizer.weight_decay)
         assert values == (0.05, 0.9, 5e-4)
-        assert section.scheduler.milestones == [150, 180, 210]
-        assert section.scheduler.gamma == 0.1
+        assert section.lr_scheduler.milestones == [150, 180, 210]
+        assert section.lr_scheduler.gamma == 0.1
 
 
 @pytest.mark.slow
@@ -295,5 +295,5 @@ def test_the_experiment_runs(command: Command, sheets: Path, tmp_path: Path) -> 
         (Path(metrics["teacher"]).parents[1] / ".hydra/config.yaml").read_text()
     )
     assert taught["optimizer"]["_target_"] == "torch.optim.SGD"
-    assert taught["scheduler"]["milestones"] == [150, 180, 210]
+    assert taught["lr_scheduler"]["milestones"] == [150, 180, 210]
     assert (taught["trainer"]["max_epochs"], taught["data"]["augment"]["shift"]) == (1, 4)

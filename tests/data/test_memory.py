@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch
 from kd_lightning.data.batches import Split
 from kd_lightning.data.memory import InMemoryDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.data.types import Batch
+from kd_lightning.utils.errors import UserError
 
 SIZE, TEST_SIZE, CLASSES = 200, 40, 5
 

@@ -12,7 +12,7 @@ import yaml
 from torchvision.datasets import MNIST
 
 from kd_lightning.data.mnist import FashionMNISTDataModule, MNISTDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.utils.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
 MODULES = {"mnist": MNISTDataModule, "fashion_mnist": FashionMNISTDataModule}

@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch
-from kd_lightning.checkpoints import AtomicCheckpointIO
 from kd_lightning.data.digits import DigitsDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.data.types import Batch
 from kd_lightning.losses import soft_targets
 from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.objective import Objective
+from kd_lightning.runs.checkpoints import AtomicCheckpointIO
+from kd_lightning.utils.errors import UserError
 
 Make = Callable[..., DistillationModule]
 

@@ -12,19 +12,19 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from kd_lightning import load_run
-from kd_lightning.batch import Batch, DataSpec
-from kd_lightning.build import make
+from kd_lightning.cli.train import CONF
 from kd_lightning.data.digits import DigitsDataModule
-from kd_lightning.errors import UserError
+from kd_lightning.data.types import Batch, DataSpec
 from kd_lightning.losses import soft_targets
 from kd_lightning.modules import MutualModule
 from kd_lightning.nets.cnn import StudentCNN
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.objective import Objective
-from kd_lightning.runs import choices
+from kd_lightning.runs.build import make
+from kd_lightning.runs.directory import choices
 from kd_lightning.schedules import LearnedTemperature, LearnedTemperatures
-from kd_lightning.train import CONF
 from kd_lightning.transfer.fitnet import FitNet
+from kd_lightning.utils.errors import UserError
 
 SPEC = DataSpec((1, 28, 28), 10, (0.5,), (0.5,))
 NETS = {"first": StudentCNN, "second": MLP, "third": StudentCNN}

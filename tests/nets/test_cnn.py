@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.errors import UserError
 from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
+from kd_lightning.utils.errors import UserError
 
 MNIST = (1, 28, 28)
 SHAPES = [MNIST, (3, 32, 32), (1, 8, 8), (2, 12, 20)]

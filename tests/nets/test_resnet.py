@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
 from kd_lightning.nets.resnet import BasicBlock, ResNet
+from kd_lightning.utils.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "net"
 CIFAR = (3, 32, 32)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-from kd_lightning.errors import UserError
 from kd_lightning.nets.torchvision import torchvision_net
-from kd_lightning.runs import _is_network
+from kd_lightning.runs.directory import _is_network
+from kd_lightning.utils.errors import UserError
 
 CIFAR = (3, 32, 32)
 SMALL = "shufflenet_v2_x0_5"

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from made_up import write_run, write_sweep
 
-from kd_lightning.errors import UserError
 from kd_lightning.report.answer import headline
 from kd_lightning.report.compare import Report, build_report
 from kd_lightning.report.groups import group_runs
 from kd_lightning.report.read import read_runs
 from kd_lightning.report.words import notes
+from kd_lightning.utils.errors import UserError
 
 CE, KD = {"method": "ce"}, {"method": "kd", "gain": 0.01}
 

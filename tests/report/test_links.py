@@ -8,10 +8,10 @@ import pytest
 import yaml
 from made_up import write_run
 
+from kd_lightning.cli.report import main
 from kd_lightning.report.chain import link_scores, names_of
 from kd_lightning.report.compare import build_report
 from kd_lightning.report.links import links
-from kd_lightning.report.main import main
 from kd_lightning.report.pictures import style
 from kd_lightning.report.read import read_runs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_up import write_run, write_sweep
 
-from kd_lightning.report.main import main
+from kd_lightning.cli.report import main
 from kd_lightning.report.sweep import sweep_table
 
 CE, KD = {"method": "ce"}, {"method": "kd", "gain": 0.01}

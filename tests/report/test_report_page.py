@@ -13,11 +13,11 @@ import pytest
 from conftest import Sweep
 from made_up import made_up_evidence, write_run, write_sweep
 
-from kd_lightning.errors import UserError
 from kd_lightning.report.answer import headline
 from kd_lightning.report.compare import build_report
 from kd_lightning.report.page import draw, write_report
 from kd_lightning.report.read import read_runs
+from kd_lightning.utils.errors import UserError
 
 CE, KD = {"method": "ce"}, {"method": "kd", "gain": 0.01}
 EVIDENCE = ["reliability", "dark_knowledge", "temperature_theory", "class_similarity"]

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
 from kd_lightning.losses.contrastive import partition_estimate
 from kd_lightning.transfer import crd
 from kd_lightning.transfer.crd import CRD
+from kd_lightning.utils.errors import UserError
 
 LABELS = torch.arange(50) % 5
 INDEX = torch.tensor([3, 8, 20])

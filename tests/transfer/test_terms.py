@@ -11,21 +11,21 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from kd_lightning.build import make
+from kd_lightning.cli.train import CONF
 from kd_lightning.data.digits import DigitsDataModule
-from kd_lightning.errors import UserError
 from kd_lightning.modules import DistillationModule
 from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
 from kd_lightning.nets.mlp import MLP
+from kd_lightning.nets.taps import tapped
 from kd_lightning.objective import Objective
+from kd_lightning.runs.build import make
 from kd_lightning.schedules import LearnedTemperature, LearnedTemperatures
-from kd_lightning.taps import tapped
-from kd_lightning.train import CONF
 from kd_lightning.transfer.fitnet import FitNet
 from kd_lightning.transfer.fsp import FSP
 from kd_lightning.transfer.review import Fusion
 from kd_lightning.transfer.term import Term
 from kd_lightning.transfer.vid import VID
+from kd_lightning.utils.errors import UserError
 
 TERMS = sorted(p.stem for p in (CONF / "transfer").glob("*.yaml") if p.stem != "term")
 WITHOUT_LAYERS = {"at", "nst", "sp", "rkd", "cc", "pkt"}

@@ -1,0 +1,1 @@
+"""The commands, and what stands between Hydra and Lightning."""

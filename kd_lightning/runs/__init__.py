@@ -1,0 +1,1 @@
+"""A run: build it, train it, write and read its directory."""

@@ -1,0 +1,137 @@
+"""The experiments: each is one command, and what its parts are told is what they should be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, Command
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from kd_lightning.runs.build import make
+from kd_lightning.runs.pretrain import teacher_job
+
+
+def composed(*arguments: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", [*arguments, "run_dir=nowhere"])
+
+
+def jobs_of(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Configuration and figures of the jobs of a sweep, by number."""
+    return {
+        job.parent.name: (
+            yaml.safe_load((job.parent / ".hydra" / "config.yaml").read_text()),
+            json.loads(job.read_text()),
+        )
+        for job in folder.glob("*/metrics.json")
+    }
+
+
+def budget(config: dict[str, Any]) -> list[Any]:
+    """All that decides a student's training but the method and the seed."""
+    trainer = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
+    parts = [config[name] for name in ("student", "optimizer", "lr_scheduler")]
+    return [*parts, trainer, {**config["data"], "seed": None}]
+
+
+def test_the_teacher_of_2015_sees_every_class_jittered() -> None:
+    job = teacher_job(
+        composed("experiment=hinton_2015", "experiment/hinton_2015=without_3", "seed=2")
+    )
+    OmegaConf.resolve(job)
+    assert (job.data.exclude_classes, job.data.augment.shift, job.seed) == ([], 2, 0)
+    assert job.model.net.hidden == [1200, 1200]
+    assert job.model.net.dropout > 0
+    assert job.callbacks.max_norm.limit > 0
+    assert job.lr_scheduler.T_max == job.trainer.max_epochs == 60
+
+
+@pytest.mark.parametrize(
+    ("student", "alpha", "left_out"),
+    [
+        ("labels", 0.0, []),
+        ("distilled", 0.95, []),
+        ("without_3", 0.95, [3]),
+        ("only_7_and_8", 0.95, [0, 1, 2, 3, 4, 5, 6, 9]),
+    ],
+)
+def test_the_students_of_2015_differ_in_what_they_learn_from(
+    student: str, alpha: float, left_out: list[int]
+) -> None:
+    job = composed("experiment=hinton_2015", f"experiment/hinton_2015={student}")
+    OmegaConf.resolve(job)
+    assert job.method.alpha == alpha
+    assert job.method.temperature == (20 if alpha else 5)
+    assert job.callbacks.class_bias["classes"] == job.data.exclude_classes == left_out
+    assert job.augment.shift == job.student.dropout == 0
+    assert "max_norm" not in job.callbacks
+    assert job.lr_scheduler.T_max == job.trainer.max_epochs
+
+
+@pytest.mark.slow
+def test_the_table_of_2015_is_one_command(command: Command, data_dir: Path, tmp_path: Path) -> None:
+    done = command(
+        *("experiment=hinton_2015", "seed=0", "data.train_fraction=0.02"),
+        *("trainer.max_epochs=1", "pretrain.trainer.max_epochs=1"),
+        *("teacher.hidden=[64]", "student.hidden=[32]", f"hydra.sweep.dir={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stderr
+    jobs = jobs_of(tmp_path)
+    assert sorted(jobs) == ["0", "1", "2", "3"]
+    assert len({metrics["teacher"] for _, metrics in jobs.values()}) == 1
+    for config, metrics in jobs.values():
+        assert metrics["test/errors"] == round((1 - metrics["test/accuracy"]) * 10_000)
+        assert metrics["val/errors_corrected"] <= metrics["val/errors"]
+        left_out = bool(config["data"]["exclude_classes"])
+        assert (metrics["val/bias"] != 0) == (metrics["test/errors_unseen"] > 0) == left_out
+    assert jobs["2"][1]["test/errors_unseen"] <= 1010  # there are no more 3s
+
+
+@pytest.mark.slow
+def test_controls_give_all_methods_the_same_budget(command: Command, tmp_path: Path) -> None:
+    done = command(
+        *("experiment=controls", "data=digits", "trainer.max_epochs=1", "seed=3,4"),
+        *("pretrain.trainer.max_epochs=1", "teacher.width=4", f"hydra.sweep.dir={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stderr
+    jobs = jobs_of(tmp_path)
+    assert len(jobs) == 10
+    first, *others = (budget(config) for config, _ in jobs.values())
+    assert all(other == first for other in others)
+    taught = {number for number, (_, metrics) in jobs.items() if "teacher" in metrics}
+    assert sorted(set(jobs) - taught) == ["6", "7"]  # the untrained ones
+
+
+def test_an_untrained_teacher_knows_nothing_and_follows_the_seed() -> None:
+    from kd_lightning.data.types import DataSpec
+
+    spec = DataSpec((1, 8, 8), 10, (0.0,), (1.0,))
+    config = composed("method=untrained", "data=digits")
+    assert "teacher" not in config.model
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        module = make(config.model)(spec=spec)
+        assert not any(p.requires_grad for p in module.teacher.parameters())
+        weights.append(next(module.teacher.parameters()).clone())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.slow
+def test_label_noise_spoils_the_teachers_labels_too(command: Command, tmp_path: Path) -> None:
+    done = command(
+        *("experiment=label_noise", "data=digits", "data.train_fraction=1", "seed=0"),
+        *("trainer.max_epochs=1", "pretrain.trainer.max_epochs=1", "teacher.width=4"),
+        *("data.label_noise=0,0.4", "method.alpha=0.1,0.9", f"hydra.sweep.dir={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stderr
+    jobs = jobs_of(tmp_path)
+    noise = {n: config["data"]["label_noise"] for n, (config, _) in jobs.items()}
+    assert sorted(noise.values()) == [0, 0, 0.4, 0.4]
+    teachers = {noise[n]: metrics["teacher"] for n, (_, metrics) in jobs.items()}
+    assert teachers[0] != teachers[0.4]

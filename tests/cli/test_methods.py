@@ -1,0 +1,160 @@
+"""Every method by its name on the command line: it runs, it learns, it does something."""
+
+import csv
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Command, Sweep
+from spy import Banks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kd_lightning import load_run
+from kd_lightning.cli.train import CONF
+from kd_lightning.nets.cnn import StudentCNN
+from kd_lightning.runs.checkpoints import network_state, read_checkpoint
+from kd_lightning.runs.directory import read_metrics
+
+pytestmark = pytest.mark.slow
+
+METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
+SAMPLES = 1293  # of the digits, for training
+ON_MAPS, ON_EMBEDDINGS = ("at", "fitnet", "nst", "sp", "vid"), ("cc", "crd", "pkt", "rkd")
+
+
+@pytest.fixture(scope="module")
+def sweep(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """One epoch of every method, in one sweep with a cache of its own."""
+    folder = tmp_path_factory.mktemp("methods")
+    done = command(
+        *("-m", "data=digits", "trainer.max_epochs=1", f"method={','.join(METHODS)}"),
+        f"hydra.sweep.dir={folder / 'sweep'}",
+        KD_CACHE=str(folder / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    return Sweep(folder / "sweep", done.stdout)
+
+
+def job(sweep: Sweep, method: str) -> Path:
+    return sweep.folder / str(METHODS.index(method))
+
+
+def rows(job: Path) -> list[dict[str, str]]:
+    """What was logged of the training steps."""
+    with (job / "metrics.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_learns(sweep: Sweep, method: str) -> None:
+    assert read_metrics(job(sweep, method))["test/accuracy"] > 0.7
+
+
+def test_no_two_methods_train_the_same_student(sweep: Sweep) -> None:
+    def weights(method: str) -> torch.Tensor:
+        state = network_state(read_checkpoint(job(sweep, method) / "checkpoints" / "last.ckpt"))
+        return torch.cat([weight.flatten() for weight in state.values()])
+
+    found = {method: weights(method) for method in METHODS}
+    alike = [pair for pair in combinations(METHODS, 2) if torch.equal(*(found[m] for m in pair))]
+    assert alike == []
+
+
+def test_the_table_names_them_all(sweep: Sweep) -> None:
+    with (sweep.folder / "sweep.csv").open(newline="") as file:
+        named = [row["method"] for row in csv.DictReader(file)]
+    assert [name for name in named if name] == METHODS
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_gives_back_the_student_and_nothing_else(sweep: Sweep, method: str) -> None:
+    run = load_run(job(sweep, method))
+    expected = StudentCNN(run.spec.input_shape, run.spec.num_classes)
+    assert run.network.state_dict().keys() == expected.state_dict().keys()
+    state = read_checkpoint(job(sweep, method) / "checkpoints" / "best.ckpt")["state_dict"]
+    beside = {name.split(".")[2] for name in state if name.startswith("objective.transfer.")}
+    assert beside == {method} & {"fitnet", "vid", "fsp", "review", "crd"}
+    assert not [name for name in state if name.startswith("teacher.")]
+
+
+def test_the_teacher_is_asked_once_for_each_of_its_outputs(sweep: Sweep) -> None:
+    def asked(*methods: str) -> int:
+        logs = [(job(sweep, method) / "train.log").read_text() for method in methods]
+        return sum(log.count("asking the teacher about") for log in logs)
+
+    assert asked(*ON_MAPS) == asked(*ON_EMBEDDINGS) == 1
+    assert asked("fsp", "review") == 1  # one more map, and what is known of the other
+    others = {*METHODS} - {*ON_MAPS, *ON_EMBEDDINGS, "fsp", "review", "untrained", "mutual"}
+    assert asked(*others) == 3  # the logits of a split each
+
+
+def test_numbers_that_move_are_logged_as_they_move(sweep: Sweep) -> None:
+    def logged(method: str, name: str) -> list[float]:
+        return [float(row[f"train/{name}"]) for row in rows(job(sweep, method))]
+
+    steps = torch.tensor([49, 80]) / 81  # of the only epoch
+    assert logged("annealed", "temperature") == pytest.approx((10 - 9 * steps).tolist())
+    assert logged("dkd", "alpha") == pytest.approx((steps / 20).tolist())
+    assert logged("review", "weight_review") == pytest.approx((steps / 20).tolist())
+    assert logged("kd", "temperature") == [5, 5]
+
+
+@pytest.mark.parametrize("method", ["ctkd", "ctkd_instance"])
+def test_a_learned_temperature_moves_and_is_plotted_and_kept(sweep: Sweep, method: str) -> None:
+    first, last = (float(row["train/temperature"]) for row in rows(job(sweep, method)))
+    assert abs(last - first) > 1e-3
+    assert 1 < last < 21
+    board = EventAccumulator(str(job(sweep, method) / "tensorboard")).Reload()
+    plotted = [event.value for event in board.Scalars("train/temperature")]
+    assert plotted == pytest.approx([first, last])
+    kept = read_checkpoint(job(sweep, method) / "checkpoints" / "last.ckpt")["state_dict"]
+    if method == "ctkd":  # one step after the last row
+        temperature = 1 + 20 * kept["objective.temperature.theta"].sigmoid()
+        assert temperature.item() == pytest.approx(last, abs=0.05)
+    else:
+        assert "objective.temperature.layers.2.weight" in kept
+
+
+@pytest.fixture(scope="module")
+def pairs(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Two terms at once, the second with a weight that grows, on two processes."""
+    folder = tmp_path_factory.mktemp("pairs")
+    done = command(
+        *("-m", "data=digits", "trainer.devices=2", "trainer.max_epochs=1", "method=fitnet,crd"),
+        *("+transfer@method.transfer.sp=sp", "+schedule@method.transfer.sp.weight=linear"),
+        *("method.transfer.sp.weight.end=3000", "trainer.log_every_n_steps=10", *Banks.USE),
+        f"hydra.sweep.dir={folder / 'sweep'}",
+        PYTHONPATH=str(ROOT / "tests"),
+        KD_CACHE=str(folder / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    return Sweep(folder / "sweep", done.stdout)
+
+
+def test_several_terms_at_once_with_a_schedule_for_a_weight(pairs: Sweep) -> None:
+    for job, term, weight in zip(pairs, ("fitnet", "crd"), (100, 0.8), strict=True):
+        logged = rows(job)
+        assert {float(row[f"train/weight_{term}"]) for row in logged} == {weight}
+        grows = [float(row["train/weight_sp"]) for row in logged]
+        assert grows == pytest.approx([3000 * step / 41 for step in (9, 19, 29, 39, 40)])
+        assert all(float(row[f"train/{name}"]) > 0 for row in logged for name in (term, "sp"))
+        assert read_metrics(job)["test/accuracy"] > 0.5
+
+
+def test_banks_are_the_same_on_both_processes_and_remember_the_samples_of_both(
+    pairs: Sweep,
+) -> None:
+    first, second = (
+        json.loads((pairs.folder / "1" / f"banks-{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert first == second
+    assert first["moved"] == [SAMPLES, SAMPLES]
+
+
+def test_both_processes_ask_the_teacher_once(pairs: Sweep) -> None:
+    files = [p.name for p in (pairs.folder.parent / "cache").glob("*.pt")]
+    kinds = sorted(name.partition("-")[2] for name in files)
+    # a map for fitnet and sp, the embedding for crd, the logits of the splits that are evaluated
+    assert kinds == ["classifier.3.pt", "features.pt", "logits.pt", "logits.pt", "logits.pt"]

@@ -1,0 +1,420 @@
+"""The teacher cache: the same answers as the live teacher's, computed once, never wrong."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kd_lightning.data.augment import Augment
+from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.losses import correlation_congruence
+from kd_lightning.modules import DistillationModule
+from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
+from kd_lightning.nets.taps import tapped
+from kd_lightning.objective import Objective
+from kd_lightning.schedules import LearnedTemperature
+from kd_lightning.teachers.cache import Answers, TeacherCache, ask
+from kd_lightning.transfer.fitnet import FitNet
+from kd_lightning.transfer.pairwise import Pairwise
+from kd_lightning.utils.errors import UserError
+
+CPU = torch.device("cpu")
+SCRIPT = Path(__file__).parent / "cache_under_ddp.py"
+
+
+@pytest.fixture
+def data() -> DigitsDataModule:
+    data = DigitsDataModule(batch_size=48, train_fraction=0.3, augment=Augment(shift=2, views=2))
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def teacher(data: DigitsDataModule) -> nn.Module:
+    torch.manual_seed(0)
+    return TeacherCNN(data.spec.input_shape, data.spec.num_classes, width=4).eval()
+
+
+class Comparing(DistillationModule):
+    """Compares, in every step, loss and gradient from the cache with the live teacher's."""
+
+    worst, compared = 0.0, 0
+
+    def terms(self, batch):
+        params = list(self.student.parameters())
+        results = []
+        paths = self.objective.student_paths
+        live = ask(self.teacher, batch.inputs, self.objective.teacher_paths)
+        for teacher in (self.teacher_outputs(batch, "train"), live):
+            student = tapped(self.student, batch.inputs, paths)
+            terms = self.objective(student, teacher, batch.target, batch.index, self.progress)
+            grads = torch.autograd.grad(terms["loss"], params, retain_graph=True)
+            results.append([terms["loss"].detach(), *grads])
+        differences = [(a - b).abs().max().item() for a, b in zip(*results, strict=True)]
+        self.worst = max(self.worst, *differences)
+        self.compared += 1
+        return terms
+
+
+def fit(module: L.LightningModule, data: DigitsDataModule, **settings) -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+def student_of(data: DigitsDataModule, teacher: nn.Module, kind=DistillationModule, terms=None):
+    torch.manual_seed(1)
+    objective = Objective(temperature=5.0, transfer=terms)
+    return kind(StudentCNN, teacher, objective, data.spec)
+
+
+def feature_terms() -> dict[str, nn.Module]:
+    """Terms on a map of the teacher, and on its embedding."""
+    return {"fitnet": FitNet(), "cc": Pairwise(correlation_congruence, role="embedding")}
+
+
+@pytest.mark.parametrize("terms", [dict, feature_terms])
+def test_cached_equals_live_with_shuffling_and_augmentation(data, teacher, tmp_path, terms) -> None:
+    module = student_of(data, teacher, Comparing, terms())
+    module.remember("train", data.prepared("train"), TeacherCache(str(tmp_path)), CPU)
+    trainer = fit(module, data)
+    tables = module.answers["train"].tables
+    assert tables.keys() == {"logits", *module.objective.teacher_paths}
+    assert {len(table) for table in tables.values()} == {2}  # views
+    assert module.compared == trainer.global_step > 0
+    assert module.worst < 1e-6
+
+
+@pytest.mark.slow
+def test_cached_equals_live_under_ddp(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [f["world_size"] for f in found] == [2, 2]
+    assert all(f["worst"] < 1e-6 and f["compared"] == f["steps"] > 0 for f in found)
+    assert len(list(tmp_path.glob("*.pt"))) == 3  # each output once, shared by both ranks
+
+
+def test_a_warm_cache_never_asks_the_teacher(data, teacher, tmp_path) -> None:
+    cache = TeacherCache(str(tmp_path))
+    for split in ("train", "val"):
+        student_of(data, teacher).remember(split, data.prepared(split), cache, CPU)
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    module = student_of(data, teacher)
+    for split in ("train", "val"):
+        module.remember(split, data.prepared(split), TeacherCache(str(tmp_path)), CPU)
+    asked_for_size = len(calls)  # one sample each, to know how large an answer is
+    trainer = fit(module, data)
+    assert asked_for_size <= 2
+    assert len(calls) == asked_for_size
+    samples = len(data.splits["train"].target)
+    assert trainer.global_step == 3 * -(-samples // 48)
+
+
+WAITING = (  # they read a number out of a tensor, or need one to know a shape
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.is_nonzero.default,
+)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on anything that has to wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in WAITING, "the step synchronises"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("terms", [dict, feature_terms])
+@pytest.mark.parametrize("temperature", [5.0, LearnedTemperature()])
+def test_no_step_synchronises(data, teacher, monkeypatch, terms, temperature) -> None:
+    torch.manual_seed(1)
+    objective = Objective(temperature=temperature, transfer=terms())
+    module = DistillationModule(StudentCNN, teacher, objective, data.spec)
+    module.remember("train", data.prepared("train"), TeacherCache(None), CPU)
+    augment, steps, batches = data.on_after_batch_transfer, [], []
+
+    def watched(batch, dataloader_idx):
+        batches.append(1)
+        with NoWaiting():  # augmentation and normalisation
+            return augment(batch, dataloader_idx)
+
+    class Guarded(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.mode = NoWaiting()
+            self.mode.__enter__()
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.mode.__exit__(None, None, None)  # the optimizer is torch's own
+
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            steps.append(1)
+
+    monkeypatch.setattr(data, "on_after_batch_transfer", watched)
+    fit(module, data, callbacks=[Guarded()], log_every_n_steps=10**6)
+    assert len(batches) >= len(steps) > 10
+    for waits in (lambda: torch.ones(1).item(), lambda: torch.ones(2).nonzero()):
+        with NoWaiting(), pytest.raises(AssertionError, match="synchronises"):
+            waits()
+
+
+def log_of(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "foreign", "no checksum"])
+def test_a_damaged_file_is_rebuilt_and_never_used(
+    damage: str, data, teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = TeacherCache(str(tmp_path)).answers(teacher, data.prepared("val"), CPU)
+    assert right is not None
+    expected = right.tables["logits"].clone()
+    (file,) = tmp_path.glob("*.pt")
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    elif damage == "foreign":
+        torch.save({"logits": torch.zeros_like(expected), "classes": torch.tensor(10)}, file)
+    else:
+        file.with_suffix(".json").unlink()
+    with caplog.at_level(logging.WARNING):
+        again = TeacherCache(str(tmp_path)).answers(teacher, data.prepared("val"), CPU)
+    assert again is not None
+    assert torch.equal(again.tables["logits"], expected)
+    assert "computed again" in log_of(caplog)
+
+
+def test_what_determines_the_answers_has_a_file_of_its_own(data, teacher, tmp_path) -> None:
+    def files() -> int:
+        return len(list(tmp_path.glob("*.pt")))
+
+    def remember(cache: TeacherCache, net: nn.Module, split: str = "val") -> None:
+        assert cache.answers(net, data.prepared(split), CPU) is not None
+
+    remember(TeacherCache(str(tmp_path)), teacher)
+    remember(TeacherCache(str(tmp_path)), teacher)
+    assert files() == 1
+    remember(TeacherCache(str(tmp_path), dtype="float16"), teacher)
+    assert files() == 2
+    remember(TeacherCache(str(tmp_path)), teacher, split="train")
+    assert files() == 3
+    with torch.no_grad():
+        next(teacher.parameters()).view(-1)[0] += 1e-3
+    remember(TeacherCache(str(tmp_path)), teacher)
+    assert files() == 4
+    data.augment = Augment(shift=1, views=2)
+    remember(TeacherCache(str(tmp_path)), teacher, split="train")
+    assert files() == 5
+    remember(TeacherCache(str(tmp_path)), nn.Sequential(teacher, nn.ReLU()).eval())
+    assert files() == 6
+
+
+def test_the_code_of_the_teacher_is_in_the_key(data, teacher, tmp_path, monkeypatch) -> None:
+    cache, split = TeacherCache(str(tmp_path)), data.prepared("val")
+    assert cache.answers(teacher, split, CPU)
+    monkeypatch.setattr(
+        "kd_lightning.teachers.cache.sources", lambda modules: dict.fromkeys(modules, "new")
+    )
+    assert TeacherCache(str(tmp_path)).answers(teacher, split, CPU)
+    assert len(list(tmp_path.glob("*-logits.pt"))) == 2
+
+
+def test_labels_do_not_matter(data, teacher, tmp_path) -> None:
+    noisy = DigitsDataModule(label_noise=0.4, train_fraction=0.3, augment=data.augment)
+    noisy.setup()
+    for module in (data, noisy):
+        TeacherCache(str(tmp_path)).answers(teacher, module.prepared("train"), CPU)
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+
+
+def test_too_large_means_live(data, teacher, caplog: pytest.LogCaptureFixture) -> None:
+    cache = TeacherCache(None, max_bytes=1000)
+    with caplog.at_level(logging.WARNING):
+        assert cache.answers(teacher, data.prepared("val"), CPU) is None
+    assert "cache.max_bytes" in log_of(caplog)
+    module = student_of(data, teacher)
+    module.remember("train", data.prepared("train"), cache, CPU)
+    assert fit(module, data).global_step > 0  # the live teacher
+
+
+def test_endless_views_mean_live(data, teacher) -> None:
+    data.augment = Augment(shift=2)
+    assert TeacherCache(None).answers(teacher, data.prepared("train"), CPU) is None
+
+
+def test_half_precision_is_close_and_says_how_close(data, teacher, caplog) -> None:
+    inputs = data.prepared("val")
+    with caplog.at_level(logging.INFO):
+        half = TeacherCache(None, dtype="float16").answers(teacher, inputs, CPU)
+    full = TeacherCache(None).answers(teacher, inputs, CPU)
+    assert half is not None
+    assert full is not None
+    assert half.tables["logits"].dtype == torch.float16
+    index = torch.arange(inputs.size)
+    a, b = half.read(index, 0)["logits"], full.read(index, 0)["logits"]
+    assert a.dtype == torch.float32
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    assert "KL" in log_of(caplog)
+
+
+def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(data, teacher) -> None:
+    inputs = data.prepared("val")
+    index = torch.arange(inputs.size)
+    stored, full = (TeacherCache(None, top_k=k).answers(teacher, inputs, CPU) for k in (3, None))
+    assert isinstance(stored, Answers)
+    assert isinstance(full, Answers)
+    p, q = (F.softmax(a.read(index, 0)["logits"].double(), 1) for a in (full, stored))
+    largest, where = p.topk(3)
+    torch.testing.assert_close(q.gather(1, where), largest, rtol=1e-5, atol=1e-6)
+    rest = q.scatter(1, where, 0.0)
+    expected = (1 - largest.sum(1, keepdim=True)) / 7
+    torch.testing.assert_close(rest.max(1, keepdim=True).values, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", [{"dtype": "int8"}, {"top_k": 0}])
+def test_bad_settings_are_refused(setting) -> None:
+    with pytest.raises(UserError, match=r"cache\."):
+        TeacherCache(None, **setting)
+
+
+class Cutout(Augment):
+    """An augmentation of somebody else's."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(shift=2, views=2)
+        self.size = size
+
+
+def test_no_two_augmentations_share_answers(data) -> None:
+    found = set()
+    for augment in (Augment(shift=2, views=2), Cutout(4), Cutout(9)):
+        data.augment = augment
+        found.add(data.prepared("train").fingerprint)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("name", ["top", "other", "classes"])
+def test_a_layer_may_have_any_name(data, name: str) -> None:
+    net = nn.Sequential()
+    net.add_module("flat", nn.Flatten())
+    net.add_module(name, nn.Linear(784, 10))
+    cache = TeacherCache(None, top_k=3)
+    answers = cache.answers(net.eval(), data.prepared("val"), CPU, [name])
+    assert answers is not None
+    _, index, inputs = next(iter(data.prepared("val").batches(CPU)))
+    found = answers.read(index, 0)
+    torch.testing.assert_close(found[name], net(inputs).detach(), rtol=0, atol=0)
+    assert found["logits"].shape == (len(index), 10)
+
+
+def test_the_next_job_of_a_process_asks_nobody(data, teacher) -> None:
+    cache = TeacherCache(None)
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        asked = len(calls)
+        assert cache.answers(teacher, data.prepared("val"), CPU) is not None
+    assert len(calls) == asked + 1  # one sample, to know how large an answer is
+
+
+def test_what_is_held_in_memory_stays_within_its_budget(data, teacher) -> None:
+    once = TeacherCache(None)
+    once.answers(teacher, data.prepared("train"), CPU)
+    (tables,) = once.held.values()
+    cache = TeacherCache(None, max_bytes=1.5 * sum(table.nbytes for table in tables.values()))
+    for seed in range(3):
+        data.augment = Augment(shift=2, views=2, seed=seed)
+        assert cache.answers(teacher, data.prepared("train"), CPU) is not None
+    assert len(cache.held) == 1
+
+
+def test_a_folder_that_cannot_be_used_is_said_and_does_no_harm(
+    data, teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        answers = TeacherCache(str(tmp_path / "file" / "cache")).answers(
+            teacher, data.prepared("val"), CPU
+        )
+    assert answers is not None
+    assert "stay in memory" in log_of(caplog)
+
+
+def test_half_precision_of_layers_is_stated_or_refused(data, teacher, caplog) -> None:
+    cache = TeacherCache(None, dtype="float16")
+    with caplog.at_level(logging.INFO):
+        cache.answers(teacher, data.prepared("val"), CPU, ["features"])
+    assert "as stored, features is off by at most" in log_of(caplog)
+    with torch.no_grad():
+        teacher.features[0].weight.mul_(1e6)
+    with pytest.raises(UserError, match=r"reach .* use cache\.dtype=float32"):
+        cache.answers(teacher, data.prepared("val"), CPU, ["features"])
+
+
+SLOW_TEACHER = """
+import logging, sys, time
+from pathlib import Path
+import torch
+from torch import nn
+from kd_lightning.teachers.cache import TeacherCache
+from kd_lightning.data.digits import DigitsDataModule
+
+class Slow(nn.Linear):
+    def forward(self, x):
+        time.sleep(0.2)
+        return super().forward(x.flatten(1))
+
+folder = Path(sys.argv[1])
+logging.basicConfig(level=logging.INFO)
+data = DigitsDataModule()
+data.setup()
+torch.manual_seed(0)
+net = Slow(784, 10).eval()
+(folder / f"ready-{sys.argv[2]}").touch()
+while len(list(folder.glob("ready-*"))) < 2:
+    time.sleep(0.01)
+cache = TeacherCache(str(folder / "cache"))
+print(cache.answers(net, data.prepared("train"), torch.device("cpu")).tables["logits"].sum().item())
+"""
+
+
+@pytest.mark.slow
+def test_of_processes_that_ask_at_once_one_computes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW_TEACHER, str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, name], **pipes) for name in "ab"]
+    ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for *_, code in ended] == [0, 0], ended
+    assert len({printed for printed, *_ in ended}) == 1
+    assert sum(said.count("asking the teacher about") for _, said, _ in ended) == 1
