@@ -1,0 +1,178 @@
+"""``run.json``: the facts about a run, recorded while it trains.
+
+Reports read them and interpret neither configurations nor class names. The file is flat:
+
+format        of this file
+task          what is predicted, as in ``classification``
+role          ``teacher``, ``student``, ``baseline``, ``control: permuted`` …
+method        the option of ``method=``; empty for a teacher
+seed          of the run
+processes     that trained together
+overrides     what was typed: value by key
+settings      what defines the result, apart from the seed: value by dotted key
+teacher       key of the teacher in its store, or the paths of given checkpoints; empty if none
+teacher_figures   the teacher's own ``metrics.json``, without single classes, where it has one
+links         names of the links of a chain, from first to last
+code          commit of the code
+versions      of this package, torch and lightning
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kd_lightning import __version__
+from kd_lightning.metrics.figures import parse
+from kd_lightning.utils.files import write_text
+from kd_lightning.utils.run_directory import FACTS, FORMAT, METRICS, read_json
+
+# Settings that say where and how a training runs, at whatever depth they stand. Another value
+# of one of them is the same training: it changes neither a teacher's key nor the group that a
+# run belongs to in a report. The number of processes is a fact of its own.
+INCIDENTAL = frozenset(
+    {
+        *("accelerator", "devices", "num_nodes", "strategy", "device_resident", "fused"),
+        *("root", "dirpath", "default_root_dir", "save_dir", "run_dir", "download"),
+        *("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profile"),
+        *("num_sanity_val_steps", "use_distributed_sampler", "eval_batch_size", "max_bytes"),
+        "seed",  # of the run: what differs in the seed alone is one group
+    }
+)
+
+# The sections of a configuration that define what a run of each role computes.
+TRAINING = ("optimizer", "lr_scheduler", "trainer", "data", "augment", "task")
+OF_A_TEACHER = ("teacher", *TRAINING)
+OF_A_BASELINE = ("student", "method", "model", *TRAINING)
+OF_A_STUDENT = (*OF_A_BASELINE, "teacher", "teacher_from", "pretrain", "cache", "chain")
+
+# Without a teacher these change nothing. The weight α is kept: α = 0 is a point of its curve.
+MOOT_WITHOUT_TEACHER = ("method.temperature", "method.response", "method.ensemble")
+# Sections repeated inside others.
+REPEATED = (
+    *("model.net", "model.student", "model.teacher", "model.objective", "model.optimizer"),
+    *("model.lr_scheduler", "data.augment", "pretrain.model", "chain.first"),
+)
+
+TAUGHT_BY_NOBODY = ("baseline", "control: label_smoothing")
+
+
+def settings_of(
+    config: Mapping[str, Any], choices: Mapping[str, str | None], role: str
+) -> dict[str, Any]:
+    """What defines the result of a run: value by dotted key, options before their settings.
+
+    A section stands for the option that was chosen (``method`` -> ``kd``), else for the class
+    it names.
+
+    Args:
+        config: the resolved configuration.
+        choices: the option of each group, as Hydra records them: ``net@teacher`` -> ``mlp``.
+        role: of the run.
+    """
+    named = {name.rpartition("@")[2]: option for name, option in choices.items() if option}
+    sections = sections_of(role)
+    flat: dict[str, Any] = {}
+    for section in sections:
+        value = config.get(section)
+        if role == "teacher" and section == "teacher":  # of a chain it may be the student's
+            value = (config.get("model") or {}).get("net", value)
+        flat |= dict(_leaves(value, section))
+    options = {k: v for k, v in named.items() if k.partition(".")[0] in sections}
+    found = {**flat, **{k: v for k, v in options.items() if not k.startswith(REPEATED)}}
+    if role in TAUGHT_BY_NOBODY:
+        found = {k: v for k, v in found.items() if not k.startswith(MOOT_WITHOUT_TEACHER)}
+    return dict(sorted(found.items()))
+
+
+def sections_of(role: str) -> tuple[str, ...]:
+    """The sections of a configuration that have a part in the result of a run of this role."""
+    if role == "teacher":
+        return OF_A_TEACHER
+    return OF_A_BASELINE if role in TAUGHT_BY_NOBODY else OF_A_STUDENT
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    last = name.rpartition(".")[2]
+    if last in INCIDENTAL or name in REPEATED or value is None:
+        return
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield name, str(value["_target_"]).rpartition(".")[2]
+        for key, inner in value.items():
+            if not str(key).startswith("_"):
+                yield from _leaves(inner, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def facts(
+    config: Mapping[str, Any],
+    choices: Mapping[str, str | None],
+    overrides: Mapping[str, str],
+    *,
+    role: str,
+    task: str,
+    teacher: str = "",
+    links: Sequence[str] = (),
+    processes: int = 1,
+) -> dict[str, Any]:
+    """The content of ``run.json`` at the start of a run; see the head of this module."""
+    packages = ("torch", "lightning")
+    return {
+        "format": FORMAT,
+        "task": task,
+        "role": role,
+        "method": "" if role == "teacher" else choices.get("method") or "",
+        "seed": config.get("seed"),
+        "processes": processes,
+        "overrides": dict(overrides),
+        "settings": settings_of(config, choices, role),
+        "teacher": teacher,
+        "teacher_figures": {},
+        "links": list(links),
+        "code": commit(),
+        "versions": {"kd_lightning": __version__, **{name: version(name) for name in packages}},
+    }
+
+
+def teacher_figures(run_dir: Path) -> dict[str, float]:
+    """A teacher's own figures, without those of single classes; empty where it has none."""
+    if not (run_dir / METRICS).is_file():
+        return {}
+    found = {name: (value, parse(name)) for name, value in read_json(run_dir / METRICS).items()}
+    return {name: value for name, (value, parsed) in found.items() if parsed and not parsed.suffix}
+
+
+def write_facts(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json``."""
+    write_text(run_dir / FACTS, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
+    """What was typed, by the key of the configuration that it is about.
+
+    A group is named by its package: ``net@student=mlp`` is about ``student``.
+
+    >>> parse_overrides(["method=kd", "+transfer@method.transfer.sp=sp", "~logger", "seed=1"])
+    {'method': 'kd', 'method.transfer.sp': 'sp', 'logger': '', 'seed': '1'}
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {
+        o.package or o.key_or_group: "" if o.is_delete() else o.get_value_element_as_str()
+        for o in parsed
+    }
+
+
+def commit() -> str:
+    """The commit this code stands at, or an empty string outside a clone."""
+    here = str(Path(__file__).parent)
+    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
