@@ -1,7 +1,7 @@
-"""Augmentation of a whole batch at once, the same pixels wherever and whenever it runs.
+"""Augmentation of whole batches, reproducible for every sample and view.
 
-What happens to a sample is drawn from a counter-based generator keyed by (seed, view,
-sample index): view v of sample i does not depend on batch size, device, order or ranks.
+The random numbers come from a counter-based generator keyed by (seed, view, sample index).
+View v of sample i therefore does not depend on the batch size, device, order or rank.
 """
 
 import torch
@@ -12,18 +12,31 @@ from kd_lightning.utils.errors import UserError
 
 
 def draw(seed: int, view: int, index: Tensor, stream: int, choices: int) -> Tensor:
-    """Whole numbers in 0…choices−1 for the samples at ``index``, B.
+    """Return one random integer in 0…choices−1 for each sample.
 
     Each is a hash of (seed, view, index, stream) by the finaliser of SplitMix64
-    (Steele, Lea, Flood 2014), on int64 that wraps around. ``stream`` tells apart the
-    draws that one sample needs.
+    (Steele, Lea, Flood 2014), computed in wrapping int64 arithmetic.
+
+    Args:
+        seed: seed of the augmentation.
+        view: number of the view.
+        index: position of each sample in its split, B, int64.
+        stream: distinguishes the draws of one sample and view.
+        choices: number of possible values.
+
+    Returns:
+        B, int64, on the device of ``index``.
     """
+    # A torch.Generator would make a sample depend on those drawn before it, and its numbers
+    # differ between CPU and GPU. Integer arithmetic is the same everywhere.
     key = torch.full_like(index, seed)
     for word in (view, stream, index):
         key = _mix(key * _GOLDEN + word)
+    # multiply-shift instead of a modulo: no integer division, and a bias below choices / 2**32
     return _shift_right(key, 32) * choices >> 32
 
 
+# SplitMix64's increment, written as int64: torch has no arithmetic on uint64
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 
 
@@ -34,20 +47,20 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's own copies the sign."""
+    """Shift right and fill with zeros; torch's operator fills with the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 class Augment:
-    """Random shifts and mirror images.
+    """Random shifts and horizontal flips.
 
     Args:
-        shift: up to this many pixels in each direction, zeros moving in; on padded colour
-            images this is the usual random crop.
-        flip: mirror half of the samples left to right.
-        views: how many versions there are of a sample; epoch e shows version e mod views.
-            0 for a new one every epoch, which no cache can hold.
-        seed: decides the versions.
+        shift: largest shift in pixels, in each direction; zeros fill the margin. On small
+            colour images this is the usual random crop after padding.
+        flip: flip half of the samples left to right.
+        views: number of versions of each sample; epoch e uses version e mod views. With 0
+            every epoch has a new version, so teacher outputs cannot be cached.
+        seed: seed of the random numbers.
 
     Raises:
         UserError: if shift or views is negative.
@@ -55,17 +68,31 @@ class Augment:
 
     def __init__(self, shift: int = 0, flip: bool = False, views: int = 0, seed: int = 0) -> None:
         if shift < 0 or views < 0:
-            raise UserError(f"augment.shift and augment.views cannot be negative: {shift}, {views}")
+            raise UserError(
+                f"augment.shift and augment.views cannot be negative; got {shift} and {views}"
+            )
         self.shift, self.flip, self.seed = shift, flip, seed
+        # an identity has one view whatever was asked for, so its teacher outputs can be cached
         self.views = views if shift or flip else 1
 
     def __repr__(self) -> str:
-        """All that decides what a view looks like; caches are keyed by it."""
+        """Return everything that determines a view's pixels; cache keys contain it."""
+        # The number of views is left out because no view's pixels depend on it; the keys that
+        # do depend on it include it separately.
         settings = {k: v for k, v in vars(self).items() if k != "views"}
         return f"{type(self).__module__}.{type(self).__qualname__}({settings})"
 
     def __call__(self, x: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Images, B×C×H×W of any type, of the samples at ``index``, B, as an epoch shows them."""
+        """Return the version of each image that belongs to an epoch.
+
+        Args:
+            x: images, B×C×H×W, of any type.
+            index: position of each in its split, B, int64.
+            epoch: number of the epoch, from 0.
+
+        Returns:
+            B×C×H×W, of the same type.
+        """
         view = epoch % self.views if self.views else epoch
         if self.flip:
             mirrored = draw(self.seed, view, index, stream=0, choices=2).bool()
@@ -80,9 +107,11 @@ class Augment:
 
 
 def _window(x: Tensor, margin: int, top: Tensor, left: Tensor) -> Tensor:
-    """The H×W windows of images padded by ``margin``, at each sample's own top and left, B."""
+    """Return the H×W windows of padded images, at each sample's own top and left, B."""
     samples, channels, height, width = x.shape
     padded = F.pad(x, (margin,) * 4)
+    # One gather for the whole batch. grid_sample would interpolate, and needs floats: the
+    # images are still bytes here, a quarter of the memory traffic.
     rows = top.view(-1, 1, 1, 1) + torch.arange(height, device=x.device).view(-1, 1)
     columns = left.view(-1, 1, 1, 1) + torch.arange(width, device=x.device)
     sample = torch.arange(samples, device=x.device).view(-1, 1, 1, 1)

@@ -1,7 +1,8 @@
 """CIFAR-100: 50,000 + 10,000 colour images of 32×32 in a hundred classes (Krizhevsky 2009).
 
-Read from sheets where there are any, else from torchvision's own copy. A sheet is a lossless
-WebP picture of 50 × 50 images, row by row, in the official order; its labels are in an .npy.
+The data are read from contact sheets where they exist, otherwise from torchvision's files. A
+sheet is a lossless WebP image of 50 × 50 samples, row by row, in the official order; the
+labels are in an .npy file.
 """
 
 import os
@@ -19,19 +20,23 @@ from kd_lightning.data.batches import Split
 from kd_lightning.data.published import PublishedDataModule
 from kd_lightning.utils.errors import UserError
 
-GRID, SIDE = 50, 32  # images a row and a column of a sheet, pixels of an image
-A_SHEET = GRID**2
+GRID, SIDE = 50, 32  # samples per row and column of a sheet; pixels per side of a sample
+A_SHEET = GRID**2  # samples per sheet
 
 
 class CIFAR100DataModule(PublishedDataModule):
-    """The hundred fine classes, out of ``root/cifar100`` or ``root/cifar-100-python``.
+    """CIFAR-100 with its fine classes.
 
-    See :class:`~kd_lightning.data.published.PublishedDataModule`.
+    Sheets are read from ``root/cifar100``, torchvision's files from
+    ``root/cifar-100-python``. Arguments and errors are those of
+    :class:`~kd_lightning.data.published.PublishedDataModule`.
     """
 
     source: type[CIFAR100] = CIFAR100
 
     def load(self) -> tuple[Split, Split]:
+        # Sheets take precedence over the pickles: they contain no code, and a copy of them can
+        # be shared without the 169 MB download.
         if self._sheets.is_dir():
             return read_sheets(self._sheets, "train"), read_sheets(self._sheets, "test")
         return self._read(train=True), self._read(train=False)
@@ -51,11 +56,11 @@ class CIFAR100DataModule(PublishedDataModule):
 
     def _read(self, train: bool) -> Split:
         try:
-            # pickles: torchvision opens them only if their MD5 sums are the published ones
+            # torchvision unpickles a file only if its MD5 sum is the published one
             data = self.source(str(self.root), train=train)
         except Exception as error:
             raise UserError(
-                f"the files in {self._official} are not the official ones, or damaged: delete "
+                f"the files in {self._official} are damaged or not the official ones: delete "
                 "them to download them again, or point data.root= to a good copy"
             ) from error
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
@@ -63,10 +68,22 @@ class CIFAR100DataModule(PublishedDataModule):
 
 
 def read_sheets(folder: Path, part: str) -> Split:
-    """The samples of a part, ``train`` or ``test``: as many sheets as there are labels for."""
+    """Read one part from its sheets.
+
+    Args:
+        folder: the folder of the sheets.
+        part: ``train`` or ``test``.
+
+    Returns:
+        The samples; the number of labels determines how many sheets are read.
+
+    Raises:
+        UserError: if a file is missing, damaged or of another kind.
+    """
     labels = _labels(folder / f"{part}-fine.npy")
     sheets = [folder / f"{part}-{n:02}.webp" for n in range(len(labels) // A_SHEET)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders hold no lock of Python's
+    # threads, not processes: Pillow's decoder releases the GIL, and nothing needs to be copied
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = np.concatenate([*pool.map(_images, sheets)])
     return Split(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
@@ -74,15 +91,17 @@ def read_sheets(folder: Path, part: str) -> Split:
 def _labels(file: Path) -> np.ndarray:
     with _reading(file):
         labels = np.load(file, allow_pickle=False)
+        # np.load returns an archive for a zip file, whatever its name ends in
         _expect(isinstance(labels, np.ndarray), "it is an archive")
         one_each = labels.ndim == 1 and labels.size > 0 and labels.size % A_SHEET == 0
         _expect(one_each and labels.dtype == np.uint8, f"{labels.dtype} {labels.shape}")
-        _expect(labels.max() < 100, f"it holds label {labels.max()}")
+        _expect(labels.max() < 100, f"it contains label {labels.max()}")
         return labels
 
 
 def _images(file: Path) -> np.ndarray:
-    """The images of a sheet, N×3×32×32 uint8, N = 2,500."""
+    """Return the samples of a sheet, N×3×32×32 uint8, N = 2,500."""
+    # Restricting Pillow to WebP keeps a foreign file away from its other, rarely used decoders.
     with _reading(file), Image.open(file, formats=["WEBP"]) as sheet:
         sound = sheet.mode == "RGB" and sheet.size == (GRID * SIDE, GRID * SIDE)
         _expect(sound, f"{sheet.mode} {sheet.size}")
@@ -97,12 +116,16 @@ def _expect(condition: bool, found: str) -> None:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Whatever reading a missing, damaged or foreign file leads to ends in one line."""
+    """Convert any error while reading a file into a UserError of one line.
+
+    Raises:
+        UserError: if the body raises.
+    """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # NumPy and Pillow each raise their own for damaged files
         found = f"damaged or of another kind ({error})" if file.exists() else "missing"
         raise UserError(
-            f"{file} is {found}: point data.root= to a good copy, or remove the folder "
+            f"{file} is {found}: point data.root= to a good copy, or delete the folder "
             f"{file.parent} to download the data"
         ) from error

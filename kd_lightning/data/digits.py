@@ -1,4 +1,4 @@
-"""scikit-learn's bundled digits: real handwriting for a machine with no network.
+"""scikit-learn's bundled digits: handwriting that needs no download.
 
 1,797 grey images of 8×8 with 17 levels (UCI, Alpaydin and Kaynak 1998), resized to 28×28.
 """
@@ -14,12 +14,18 @@ from kd_lightning.data.memory import InMemoryDataModule
 
 
 class DigitsDataModule(InMemoryDataModule):
-    """The digits in their bundled order; the last 360 are the test set."""
+    """The digits, resized to 28×28; the last 360 are the test set.
+
+    Arguments are those of :class:`~kd_lightning.data.memory.InMemoryDataModule`.
+    """
 
     def load(self) -> tuple[Split, Split]:
         digits: Any = load_digits()
         small = torch.from_numpy(digits.images).unsqueeze(1) / 16
+        # MNIST's size, so that the same networks and settings serve both data sets
         images = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
         everything = Split((images * 255).round().byte(), torch.from_numpy(digits.target).long())
+        # Not shuffled: neighbouring samples come from the same writers, so the last fifth is
+        # a test on other people's handwriting.
         order = torch.arange(len(digits.target))
         return everything.take(order[:-360]), everything.take(order[-360:])

@@ -1,4 +1,4 @@
-"""Published data sets: files in a folder, downloaded through torchvision where they are missing."""
+"""Published data sets, downloaded by torchvision where their files are missing."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from kd_lightning.utils.errors import UserError
 
 
 class PublishedDataModule(InMemoryDataModule):
-    """A data set of torchvision's, as what a class says by ``source`` and :meth:`is_there`.
+    """Base class of data sets that torchvision can download.
+
+    Subclasses define ``source``, torchvision's class, and :meth:`is_there`.
 
     Args:
-        root: folder that holds the files; what is missing is downloaded into it.
+        root: folder of the files; missing files are downloaded into it.
         **settings: see :class:`~kd_lightning.data.memory.InMemoryDataModule`.
 
     Raises:
@@ -28,16 +30,23 @@ class PublishedDataModule(InMemoryDataModule):
         self.root = Path(root)
 
     def is_there(self) -> bool:
-        """Whether there is nothing to download."""
+        """Return whether all files exist, so that no download is needed."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        """Download what is missing, one process at a time."""
+        """Download missing files, one process at a time.
+
+        Raises:
+            UserError: if the download fails.
+        """
+        # Before the folder and the lock: complete data may lie on a read-only disk.
         if self.is_there():
             return
         name = self.source.__name__
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            # Lightning runs this once per machine, but sweep jobs start side by side and would
+            # unpack into each other's files. A process that has waited finds them complete.
             with FileLock(self.root / f"{name}.lock"):
                 if not self.is_there():
                     self.source(str(self.root), download=True)
