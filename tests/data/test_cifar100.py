@@ -1,4 +1,4 @@
-"""Tests of CIFAR-100: the real sheets, made ones, torchvision's files, and the experiment."""
+"""Tests of CIFAR-100: real sheets, generated sheets, torchvision's files, the experiment."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ CHOSEN = {k: SETTINGS[k] for k in ("val_size", "mean", "std")}
 
 @pytest.fixture(scope="module")
 def real(data_dir: Path) -> CIFAR100DataModule:
-    """The real data set, set up as its YAML says."""
+    """The real data set with the settings of its YAML."""
     if not (data_dir / "cifar100").is_dir():
         pytest.skip(f"cifar100 is not in {data_dir}")
     data = CIFAR100DataModule(root=str(data_dir), **CHOSEN)
@@ -38,7 +38,7 @@ def real(data_dir: Path) -> CIFAR100DataModule:
     return data
 
 
-def test_sizes_and_shapes(real: CIFAR100DataModule) -> None:
+def test_splits_have_the_published_sizes(real: CIFAR100DataModule) -> None:
     sizes = {name: tuple(split.inputs.shape) for name, split in real.splits.items()}
     assert sizes == {
         "train": (45_000, 3, 32, 32),
@@ -50,13 +50,13 @@ def test_sizes_and_shapes(real: CIFAR100DataModule) -> None:
     assert real.spec[:2] == ((3, 32, 32), 100)
 
 
-def test_every_class_is_there_equally_often(real: CIFAR100DataModule) -> None:
+def test_every_class_has_the_same_number_of_samples(real: CIFAR100DataModule) -> None:
     train, val, test = (real.splits[s].target for s in ("train", "val", "test"))
     assert torch.bincount(torch.cat([train, val])).tolist() == [500] * 100
     assert torch.bincount(test).tolist() == [100] * 100
 
 
-def test_the_first_images_are_the_official_ones(real: CIFAR100DataModule, data_dir: Path) -> None:
+def test_images_are_in_the_official_order(real: CIFAR100DataModule, data_dir: Path) -> None:
     names = (data_dir / "cifar100" / "fine-names.txt").read_text().split()
     test = real.splits["test"]
     assert [names[label] for label in test.target[:3]] == ["mountain", "forest", "seal"]
@@ -68,7 +68,7 @@ def test_the_first_images_are_the_official_ones(real: CIFAR100DataModule, data_d
         np.testing.assert_array_equal(ours, pixels)
 
 
-def test_the_configured_mean_and_std_are_those_of_the_data(real: CIFAR100DataModule) -> None:
+def test_configured_mean_and_std_match_the_data(real: CIFAR100DataModule) -> None:
     pixels = torch.cat([real.splits[s].inputs for s in ("train", "val")]).numpy()
     for channel in range(3):
         shares = np.bincount(pixels[:, channel].ravel(), minlength=256) / pixels[:, channel].size
@@ -78,25 +78,25 @@ def test_the_configured_mean_and_std_are_those_of_the_data(real: CIFAR100DataMod
         assert real.spec.std[channel] == pytest.approx(std / 255, abs=3e-4)
 
 
-# made sheets, one for each part
+# generated sheets, one for each part
 
 
 def made_images() -> np.ndarray:
-    """2,500 images of 32×32×3 that tell their number, columns and rows apart."""
+    """2,500 images of 32×32×3 whose channels encode the number, the column and the row."""
     number, y, x = np.ogrid[:2500, :32, :32]
     planes = [number % 256 + 0 * x + 0 * y, number // 256 + x + 0 * y, 3 * y + 0 * x + 0 * number]
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
 def sheet_of(images: np.ndarray) -> Image.Image:
-    """The picture of images laid out row by row."""
+    """Lay out images row by row."""
     rows = [np.concatenate(images[50 * r : 50 * r + 50], axis=1) for r in range(50)]
     return Image.fromarray(np.concatenate(rows))
 
 
 @pytest.fixture
 def sheets(tmp_path: Path) -> Path:
-    """A folder of small but sound sheets."""
+    """A folder of valid sheets, one per part."""
     folder = tmp_path / "cifar100"
     folder.mkdir()
     sheet = sheet_of(made_images())
@@ -119,14 +119,14 @@ def loaded(root: Path) -> CIFAR100DataModule:
 
 
 def refused(root: Path) -> str:
-    """The one line a user is told."""
+    """Return the error message, which must be one line."""
     with pytest.raises(UserError) as caught:
         loaded(root)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_sheets_are_cut_into_images_in_their_order(sheets: Path) -> None:
+def test_sheets_are_cut_into_images_in_order(sheets: Path) -> None:
     train, test = CIFAR100DataModule(root=str(sheets.parent)).load()
     expected = torch.from_numpy(made_images()).permute(0, 3, 1, 2)
     for split in (train, test):
@@ -135,20 +135,20 @@ def test_sheets_are_cut_into_images_in_their_order(sheets: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["train-00.webp", "test-00.webp", "test-fine.npy"])
-def test_a_file_that_is_missing(sheets: Path, file: str) -> None:
+def test_missing_file_is_named(sheets: Path, file: str) -> None:
     (sheets / file).unlink()
-    told = refused(sheets.parent)
-    assert told.startswith(f"{sheets / file} is missing")
-    assert "data.root=" in told
+    message = refused(sheets.parent)
+    assert message.startswith(f"{sheets / file} is missing")
+    assert "data.root=" in message
 
 
-def test_a_sheet_too_few(sheets: Path) -> None:
+def test_labels_without_a_sheet_are_an_error(sheets: Path) -> None:
     np.save(sheets / "train-fine.npy", np.zeros(5000, np.uint8))
     assert f"{sheets / 'train-01.webp'} is missing" in refused(sheets.parent)
 
 
 @pytest.mark.parametrize("length", [0, 11, 40, 5000])
-def test_a_sheet_cut_short(sheets: Path, length: int) -> None:
+def test_truncated_sheet_is_refused(sheets: Path, length: int) -> None:
     file = sheets / "test-00.webp"
     file.write_bytes(file.read_bytes()[:length])
     assert f"{file} is damaged or of another kind" in refused(sheets.parent)
@@ -163,13 +163,15 @@ def too_small(file: Path) -> None:
 
 
 @pytest.mark.parametrize("draw", [png, too_small])
-def test_a_sheet_of_another_kind(sheets: Path, draw: Callable[[Path], None]) -> None:
+def test_sheet_of_another_format_or_size_is_refused(
+    sheets: Path, draw: Callable[[Path], None]
+) -> None:
     draw(sheets / "train-00.webp")
     assert f"{sheets / 'train-00.webp'} is damaged or of another kind" in refused(sheets.parent)
 
 
 class RunsCode:
-    """Leaves a trace when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -188,13 +190,13 @@ class RunsCode:
         np.full(2500, 100, np.uint8),
     ],
 )
-def test_labels_that_do_not_fit(sheets: Path, labels: np.ndarray) -> None:
+def test_invalid_labels_are_refused(sheets: Path, labels: np.ndarray) -> None:
     np.save(sheets / "train-fine.npy", labels)
-    told = refused(sheets.parent)
-    assert f"{sheets / 'train-fine.npy'} is damaged or of another kind" in told
+    message = refused(sheets.parent)
+    assert f"{sheets / 'train-fine.npy'} is damaged or of another kind" in message
 
 
-def test_labels_that_would_run_code(sheets: Path, tmp_path: Path) -> None:
+def test_pickled_labels_are_refused_without_running_code(sheets: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     for save in (
         lambda file: np.save(file, np.array([RunsCode(trace)]), allow_pickle=True),
@@ -215,7 +217,7 @@ def entry(samples: int) -> dict[str, Any]:
 
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of made pickles that torchvision takes for the official ones."""
+    """A folder of generated pickles whose checksums torchvision accepts."""
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
     content = {"train": entry(30), "test": entry(9), "meta": {"fine_label_names": ["a", "b", "c"]}}
@@ -230,7 +232,7 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_torchvisions_copy_is_read(official: Path) -> None:
+def test_files_of_torchvision_are_read(official: Path) -> None:
     data = loaded(official.parent)
     assert [len(data.splits[s].target) for s in ("train", "val", "test")] == [26, 4, 9]
     expected = torch.from_numpy(made_images()[:9]).permute(0, 3, 1, 2)
@@ -240,31 +242,31 @@ def test_torchvisions_copy_is_read(official: Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("file", ["train", "test", "meta"])
-def test_a_changed_copy_is_refused_before_it_can_run_code(
+def test_changed_pickle_is_refused_without_running_code(
     official: Path, tmp_path: Path, file: str
 ) -> None:
     (official / file).write_bytes(pickle.dumps(RunsCode(tmp_path / "trace")))
-    told = refused(official.parent)
-    assert f"the files in {official} are not the official ones, or damaged" in told
-    assert "data.root=" in told
+    message = refused(official.parent)
+    assert f"the files in {official} are damaged or not the official ones" in message
+    assert "data.root=" in message
     assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("there", [False, True])
-def test_without_files_and_network_both_ways_out_are_named(official: Path, there: bool) -> None:
+def test_failed_download_names_both_remedies(official: Path, there: bool) -> None:
     (official / "meta").unlink()
     root = official.parent if there else official / "elsewhere"
-    told = refused(root)
-    assert f"CIFAR100 is not in {root}" in told
-    assert "data=digits" in told
-    assert "data.root=" in told
+    message = refused(root)
+    assert f"CIFAR100 is not in {root}" in message
+    assert "data=digits" in message
+    assert "data.root=" in message
 
 
 # the experiment
 
 
-def test_the_experiment_is_the_published_recipe_for_teacher_and_student() -> None:
+def test_experiment_has_the_published_settings() -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("train", ["experiment=cifar100", "run_dir=x"])
     assert (cfg.teacher.depth, cfg.student.depth) == (56, 20)
@@ -281,7 +283,7 @@ def test_the_experiment_is_the_published_recipe_for_teacher_and_student() -> Non
 
 
 @pytest.mark.slow
-def test_the_experiment_runs(command: Command, sheets: Path, tmp_path: Path) -> None:
+def test_experiment_runs_end_to_end(command: Command, sheets: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     done = command(
         *("experiment=cifar100", "net@teacher=resnet8", "net@student=resnet8"),

@@ -1,4 +1,4 @@
-"""Tests of the bundled digits: what is in them and how they are enlarged."""
+"""Tests of the bundled digits: their splits and their resizing."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def data() -> DigitsDataModule:
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
-    """28×28 out of 8×8, linear between the centres of pixels, constant beyond the outer ones."""
+    """Resize 8×8 to 28×28: linear between pixel centres, constant beyond the outer ones."""
     where = np.clip((np.arange(28) + 0.5) * 8 / 28 - 0.5, 0, 7)
     low = np.minimum(where.astype(int), 6)
     weights = np.zeros((28, 8))
@@ -26,7 +26,7 @@ def enlarged(image: np.ndarray) -> np.ndarray:
     return weights @ image @ weights.T
 
 
-def test_sizes_and_shapes(data: DigitsDataModule) -> None:
+def test_splits_have_the_documented_sizes(data: DigitsDataModule) -> None:
     sizes = {name: len(split.target) for name, split in data.splits.items()}
     assert sizes == {"train": 1293, "val": 144, "test": 360}  # 1797 − 360 = 1437, a tenth of it
     assert data.spec.input_shape == (1, 28, 28)
@@ -35,18 +35,18 @@ def test_sizes_and_shapes(data: DigitsDataModule) -> None:
     assert all(s.inputs.shape[1:] == (1, 28, 28) for s in data.splits.values())
 
 
-def test_the_last_360_are_the_test_set(data: DigitsDataModule) -> None:
+def test_last_360_samples_are_the_test_set(data: DigitsDataModule) -> None:
     assert data.splits["test"].target.tolist() == load_digits().target[-360:].tolist()
 
 
-def test_no_sample_is_lost_between_training_and_validation(data: DigitsDataModule) -> None:
+def test_training_and_validation_contain_all_other_samples(data: DigitsDataModule) -> None:
     target = torch.cat([data.splits["train"].target, data.splits["val"].target])
     expected = np.bincount(load_digits().target[:-360])
     assert torch.bincount(target).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("number", [0, 1, 359])
-def test_an_image_is_its_small_one_enlarged(data: DigitsDataModule, number: int) -> None:
+def test_images_are_resized_bilinearly(data: DigitsDataModule, number: int) -> None:
     expected = 255 * enlarged(load_digits().images[-360 + number] / 16)
     found = data.splits["test"].inputs[number, 0].numpy().astype(float)
-    assert np.abs(found - expected).max() <= 0.5 + 1e-3  # rounded, not cut off
+    assert np.abs(found - expected).max() <= 0.5 + 1e-3  # rounded, not truncated

@@ -1,4 +1,4 @@
-"""Tests of MNIST and Fashion-MNIST: the real files, damaged ones, and no files and no network."""
+"""Tests of MNIST and Fashion-MNIST: the real files, damaged files, and failed downloads."""
 
 import gzip
 import hashlib
@@ -16,7 +16,7 @@ from kd_lightning.utils.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
 MODULES = {"mnist": MNISTDataModule, "fashion_mnist": FashionMNISTDataModule}
-CLASSES = {  # training samples of each
+CLASSES = {  # training samples per class
     "mnist": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
     "fashion_mnist": [6000] * 10,
 }
@@ -24,7 +24,7 @@ CLASSES = {  # training samples of each
 
 @pytest.fixture(scope="module", params=MODULES)
 def real(request: pytest.FixtureRequest, data_dir: Path) -> tuple[str, MNISTDataModule]:
-    """A real data set, set up as its YAML says."""
+    """A real data set with the settings of its YAML."""
     name = request.param
     if not (data_dir / MODULES[name].source.__name__).is_dir():
         pytest.skip(f"{name} is not in {data_dir}")
@@ -37,7 +37,7 @@ def real(request: pytest.FixtureRequest, data_dir: Path) -> tuple[str, MNISTData
     return name, data
 
 
-def test_sizes_and_shapes(real: tuple[str, MNISTDataModule]) -> None:
+def test_splits_have_the_published_sizes(real: tuple[str, MNISTDataModule]) -> None:
     _, data = real
     sizes = {name: tuple(split.inputs.shape) for name, split in data.splits.items()}
     assert sizes == {
@@ -49,7 +49,7 @@ def test_sizes_and_shapes(real: tuple[str, MNISTDataModule]) -> None:
     assert data.spec.num_classes == 10
 
 
-def test_every_official_sample_is_there(real: tuple[str, MNISTDataModule]) -> None:
+def test_splits_contain_every_official_sample(real: tuple[str, MNISTDataModule]) -> None:
     name, data = real
     train, val = data.splits["train"], data.splits["val"]
     counts = torch.bincount(torch.cat([train.target, val.target]))
@@ -63,7 +63,7 @@ def test_every_official_sample_is_there(real: tuple[str, MNISTDataModule]) -> No
     assert bytes(data.splits["test"].target.byte().tolist()) == labels
 
 
-def test_the_configured_mean_and_std_are_those_of_the_data(
+def test_configured_mean_and_std_match_the_data(
     real: tuple[str, MNISTDataModule],
 ) -> None:
     _, data = real
@@ -72,7 +72,7 @@ def test_the_configured_mean_and_std_are_those_of_the_data(
     assert data.spec.std == pytest.approx([pixels.std().item()], abs=5e-5)
 
 
-def test_no_seed_trains_on_the_validation_data_of_another(data_dir: Path) -> None:
+def test_validation_split_is_the_same_for_all_seeds(data_dir: Path) -> None:
     fingerprints = set()
     for seed in (0, 1):
         data = MNISTDataModule(root=str(data_dir), val_size=5000, seed=seed)
@@ -81,18 +81,18 @@ def test_no_seed_trains_on_the_validation_data_of_another(data_dir: Path) -> Non
     assert len(fingerprints) == 1
 
 
-# made idx files, a few samples each
+# generated idx files with a few samples
 
 
 def idx(values: np.ndarray) -> bytes:
-    """The idx format: 0, 0, type, dimensions; sizes; bytes."""
+    """Encode values as idx: 0, 0, type, number of dimensions; sizes; bytes."""
     sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
     return bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """A folder of small but sound idx files."""
+    """A folder of small, valid idx files."""
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def loaded(root: Path) -> MNISTDataModule:
 
 
 def refused(root: Path) -> str:
-    """The one line a user is told."""
+    """Return the error message, which must be one line."""
     with pytest.raises(UserError) as caught:
         loaded(root)
     assert "\n" not in str(caught.value)
@@ -131,7 +131,7 @@ def test_files_of_any_size_are_read(raw: Path) -> None:
     assert data.splits["test"].target.tolist() == [i % 3 for i in range(10)]
 
 
-def test_the_fingerprint_follows_the_content_not_the_folder(raw: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_not_on_the_folder(raw: Path, tmp_path: Path) -> None:
     before = loaded(raw.parents[1]).fingerprint
     shutil.copytree(raw, tmp_path / "copy" / "MNIST" / "raw")
     assert loaded(tmp_path / "copy").fingerprint == before
@@ -142,18 +142,18 @@ def test_the_fingerprint_follows_the_content_not_the_folder(raw: Path, tmp_path:
 
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
 @pytest.mark.parametrize("length", [0, 3, 10, -1])
-def test_files_cut_short(raw: Path, file: str, length: int) -> None:
+def test_truncated_file_is_refused(raw: Path, file: str, length: int) -> None:
     (raw / file).write_bytes((raw / file).read_bytes()[:length])
-    told = refused(raw.parents[1])
-    assert "are damaged or of another kind" in told
-    assert str(raw) in told
-    assert "data.root=" in told
+    message = refused(raw.parents[1])
+    assert "are damaged or of another kind" in message
+    assert str(raw) in message
+    assert "data.root=" in message
 
 
 @pytest.mark.parametrize(
     "content", [b"hello, world", b"\x89PNG\r\n\x1a\n" + bytes(40), bytes(200), b"\x1f\x8b" * 30]
 )
-def test_foreign_files(raw: Path, content: bytes) -> None:
+def test_file_of_another_format_is_refused(raw: Path, content: bytes) -> None:
     (raw / "train-images-idx3-ubyte").write_bytes(content)
     assert str(raw) in refused(raw.parents[1])
 
@@ -169,13 +169,13 @@ def test_foreign_files(raw: Path, content: bytes) -> None:
         ("t10k-labels-idx1-ubyte", idx(np.full(10, 3))),  # of a class never trained on
     ],
 )
-def test_files_that_do_not_belong_together(raw: Path, file: str, content: bytes) -> None:
+def test_files_that_do_not_match_are_refused(raw: Path, file: str, content: bytes) -> None:
     (raw / file).write_bytes(content)
     assert str(raw) in refused(raw.parents[1])
 
 
 @pytest.mark.usefixtures("no_network")
-def test_packed_files_are_unpacked_without_network(
+def test_compressed_files_are_unpacked_without_network(
     raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resources = []
@@ -190,16 +190,16 @@ def test_packed_files_are_unpacked_without_network(
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("there", [False, True])
-def test_without_files_and_network_both_ways_out_are_named(raw: Path, there: bool) -> None:
+def test_failed_download_names_both_remedies(raw: Path, there: bool) -> None:
     (raw / "t10k-images-idx3-ubyte").unlink()
     root = raw.parents[1] if there else raw / "elsewhere"
-    told = refused(root)
-    assert f"MNIST is not in {root}" in told
-    assert "data=digits" in told
-    assert "data.root=" in told
+    message = refused(root)
+    assert f"MNIST is not in {root}" in message
+    assert "data=digits" in message
+    assert "data.root=" in message
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_root_that_cannot_be_made_is_told_the_same(tmp_path: Path) -> None:
+def test_root_that_cannot_be_created_names_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "data=digits" in refused(tmp_path / "file" / "data")
