@@ -1,5 +1,7 @@
-"""Losses of knowledge distillation: pure functions of tensors, a family a file."""
+"""Pure functions of tensors that compute distillation losses, one family a file."""
 
+# Aliased imports (``x as x``) mark a name as re-exported for type checkers and ruff alike;
+# the alternative, ``__all__``, would list every name a second time.
 from kd_lightning.losses.contrastive import contrastive as contrastive
 from kd_lightning.losses.contrastive import partition_estimate as partition_estimate
 from kd_lightning.losses.controls import permuted_soft_targets as permuted_soft_targets

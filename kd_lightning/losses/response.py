@@ -1,9 +1,9 @@
-"""Response knowledge: what the teacher answers.
+"""Response losses: compare the student's logits with the teacher's.
 
-Shapes: B samples, C classes. Logits come student first, then teacher; no gradient
-reaches the teacher's side. A temperature is a number, a scalar tensor or a tensor B×1 with
-one for each sample; gradient reaches it, also through the factor T². Half precision is
-computed, and returned, in float32.
+Shapes: B samples, C classes. The student's logits come first, then the teacher's; the
+teacher's receive no gradient. A temperature is a number, a scalar tensor, or a B×1 tensor
+with one value per sample; gradient reaches it, also through the factor T². Half-precision
+inputs are computed, and the loss is returned, in float32.
 """
 
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor
 def soft_targets(z_s: Tensor, z_t: Tensor, temperature: float | Tensor) -> Tensor:
     r"""Soft-target loss :math:`T^2\,\mathrm{KL}(p(z_t/T)\,\|\,p(z_s/T))`.
 
-    Summed over the classes, averaged over the batch. The factor T² keeps the size of
-    the gradient level while T varies, since the gradient of the divergence falls as 1/T².
+    Summed over the classes, averaged over the batch. The gradient of the divergence scales
+    as 1/T²; the factor T² keeps its magnitude independent of T.
 
     Args:
         z_s: student's logits, B×C.
         z_t: teacher's logits, B×C.
-        temperature: T > 0, dimensionless; a number, a scalar or B×1.
+        temperature: T > 0, dimensionless; a number, a scalar tensor, or B×1.
 
     Returns:
         A scalar, in nats times T².
@@ -41,10 +41,10 @@ def soft_targets(z_s: Tensor, z_t: Tensor, temperature: float | Tensor) -> Tenso
 
 
 def logit_mse(z_s: Tensor, z_t: Tensor) -> Tensor:
-    r"""Matching of logits :math:`\frac{1}{2C}\|\bar z_s - \bar z_t\|^2`, each centred.
+    r"""Mean squared error of centred logits :math:`\frac{1}{2C}\|\bar z_s - \bar z_t\|^2`.
 
-    Averaged over the batch. It is the limit of :func:`soft_targets` for T → ∞: what a
-    row's logits have in common does not count.
+    Averaged over the batch. It is the limit of :func:`soft_targets` for T → ∞, and like it
+    invariant to a constant added to a row of logits.
 
     Args:
         z_s: student's logits, B×C.
@@ -60,6 +60,8 @@ def logit_mse(z_s: Tensor, z_t: Tensor) -> Tensor:
     0.5
     """
     difference = wide(z_s) - wide(z_t.detach())
+    # Hinton et al. assume zero-mean logits. Networks do not keep them so; without centring,
+    # the loss would penalise an offset that the softmax ignores.
     centred = difference - difference.mean(-1, keepdim=True)
     return centred.square().mean() / 2
 
@@ -74,16 +76,15 @@ def decoupled(
 ) -> Tensor:
     r"""Decoupled distillation (DKD) :math:`T^2(\alpha\,\mathrm{TCKD} + \beta\,\mathrm{NCKD})`.
 
-    TCKD is the divergence of (p(y), 1 − p(y)), how sure the networks are of the class y;
-    NCKD that of the other classes among themselves, renormalised. Averaged over the batch.
-    Of one sample, KL(p_t ‖ p_s) = TCKD + (1 − p_t(y))·NCKD: soft targets hardly hear of the
-    other classes where the teacher is sure, this loss does.
+    TCKD is the divergence of the binary distributions (p(y), 1 − p(y)) of the target class
+    y; NCKD that of the remaining classes, renormalised. Averaged over the batch. For one
+    sample, KL(p_t ‖ p_s) = TCKD + (1 − p_t(y))·NCKD.
 
     Args:
         z_s: student's logits, B×C with C ≥ 2.
         z_t: teacher's logits, B×C.
         target: classes y, B.
-        temperature: T > 0, dimensionless; a number, a scalar or B×1.
+        temperature: T > 0, dimensionless; a number, a scalar tensor, or B×1.
         target_weight: α, dimensionless.
         non_target_weight: β, dimensionless.
 
@@ -95,13 +96,14 @@ def decoupled(
 
     Source: Zhao et al. 2022, "Decoupled Knowledge Distillation", arXiv 2203.08679.
 
-    >>> import torch
     >>> z_s, z_t = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[1.0, 2.0, 0.0]])
     >>> round(decoupled(z_s, z_t, torch.tensor([0]), temperature=1.0).item(), 4)
     2.8492
     """
     binary_s, others_s = _split(_soften(z_s, temperature), target)
     binary_t, others_t = _split(_soften(z_t.detach(), temperature), target)
+    # NCKD keeps a weight of its own: inside the KL its weight 1 − p_t(y) vanishes exactly
+    # for the samples on which the teacher is confident.
     of_target = target_weight * _divergence(binary_s, binary_t)
     of_others = non_target_weight * _divergence(others_s, others_t)
     return _times_square(of_target + of_others, temperature)
@@ -114,19 +116,17 @@ def correlation(
     inter: float = 1.0,
     intra: float = 1.0,
 ) -> Tensor:
-    r"""Loss of relations (DIST) :math:`T^2[a(1 - \bar r_r) + b(1 - \bar r_c)]`.
+    r"""Correlation loss (DIST) :math:`T^2[a(1 - \bar r_r) + b(1 - \bar r_c)]`.
 
-    r is Pearson's correlation of the networks' probabilities p(z/T), averaged: of the classes
-    within a sample (inter-class, rows) and of the samples within a class (intra-class,
-    columns). With a temperature for each sample, the factor is the mean of T².
-
-    Where the probabilities do not vary (all columns of a batch of one) r is not defined:
-    1 − r counts as 0 if neither network's vary, as ½ if one network's do.
+    r is Pearson's correlation between the two networks' probabilities p(z/T), averaged over
+    the rows (inter-class) or over the columns (intra-class). With one temperature per
+    sample, the factor is the mean of T². Where probabilities are constant (every column of
+    a batch of one) r is undefined: 1 − r is then 0 if both networks' are constant, else ½.
 
     Args:
         z_s: student's logits, B×C.
         z_t: teacher's logits, B×C.
-        temperature: T > 0, dimensionless; a number, a scalar or B×1.
+        temperature: T > 0, dimensionless; a number, a scalar tensor, or B×1.
         inter: a, dimensionless.
         intra: b, dimensionless.
 
@@ -139,7 +139,6 @@ def correlation(
     Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher",
     arXiv 2205.10536.
 
-    >>> import torch
     >>> z_s, z_t = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
     >>> round(correlation(z_s, z_t, temperature=1.0).item(), 4)
     1.5
@@ -152,16 +151,16 @@ def correlation(
 
 
 def standardized_soft_targets(z_s: Tensor, z_t: Tensor, temperature: float | Tensor) -> Tensor:
-    r""":func:`soft_targets` of standardised logits :math:`(z - \bar z)/(\sigma + 10^{-7})`.
+    r"""Soft-target loss of standardised logits :math:`(z - \bar z)/(\sigma + 10^{-7})`.
 
-    Mean and standard deviation are those of a row, σ with C − 1 in the denominator. The
-    student is free to choose size and offset of its logits. A row whose σ is below 1e-7
-    is centred but not divided: its gradient would be noise, enlarged without limit.
+    Mean and standard deviation are taken over a row, σ with C − 1 in the denominator. The
+    loss is invariant to the scale and offset of the student's logits. A row with σ below
+    1e-7 is centred but not divided, since its gradient would be amplified rounding error.
 
     Args:
         z_s: student's logits, B×C with C ≥ 2.
         z_t: teacher's logits, B×C.
-        temperature: T > 0, in standard deviations; a number, a scalar or B×1.
+        temperature: T > 0, in standard deviations; a number, a scalar tensor, or B×1.
 
     Returns:
         A scalar, in nats times T².
@@ -177,45 +176,52 @@ def standardized_soft_targets(z_s: Tensor, z_t: Tensor, temperature: float | Ten
     >>> abs(round(standardized_soft_targets(2 * z + 5, z, temperature=2.0).item(), 6))
     0.0
     """
+    # The correction C − 1 and the 1e-7 are those of the authors' code.
     std_s = _standardised(wide(z_s), dim=-1, correction=1, eps=1e-7)
     std_t = _standardised(wide(z_t.detach()), dim=-1, correction=1, eps=1e-7)
     return soft_targets(std_s, std_t, temperature)
 
 
 def wide(x: Tensor) -> Tensor:
-    """``x`` in float32 if it comes in half precision, else as it is."""
+    """Return ``x`` in float32 if it has half precision, else unchanged."""
+    # Float64 passes through, so that gradients can be checked with finite differences.
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _soften(z: Tensor, temperature: float | Tensor) -> Tensor:
     shape = temperature.shape if isinstance(temperature, Tensor) else torch.Size()
-    if shape.numel() > 1 and shape != (len(z), 1):  # B would be broadcast along the classes
+    # A shape of B would broadcast along the classes, silently wherever B = C.
+    if shape.numel() > 1 and shape != (len(z), 1):
         raise ValueError(
-            "a temperature is a number, a scalar tensor or B×1, "
-            f"got a tensor of shape {tuple(shape)} for logits of shape {tuple(z.shape)}"
+            f"temperature has shape {tuple(shape)} for logits of shape {tuple(z.shape)}; "
+            "pass a number, a scalar tensor, or one value per sample as B×1"
         )
+    # Widened before the division: float16 logits over T < 1 could overflow.
     return wide(z) / temperature
 
 
 def _times_square(loss: Tensor, temperature: float | Tensor) -> Tensor:
-    """Mean of T²·loss over the samples."""
+    """Return the mean of T²·loss over the samples."""
+    # T² stays inside the mean: with one T per sample it is a factor of each row. In half
+    # precision the square overflows from T = 256.
     if isinstance(temperature, Tensor):
         temperature = wide(temperature)
     return (loss * temperature**2).mean()
 
 
 def _divergence(z_s: Tensor, z_t: Tensor) -> Tensor:
-    """KL(p(z_t) ‖ p(z_s)) of each row, B×1."""
+    """Return KL(p(z_t) ‖ p(z_s)) of each row, B×1."""
+    # Both sides in logarithms: the logarithm of a softmax is −∞ where it underflows.
     log_p_s, log_p_t = F.log_softmax(z_s, dim=-1), F.log_softmax(z_t, dim=-1)
+    # Not reduction="mean", which divides by B·C and so scales the loss by 1/C.
     return F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).sum(-1, keepdim=True)
 
 
 def _split(z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of the target and of all other classes together, B×2, and of each other, B×(C−1).
-
-    The target is left out, not masked by a large number, and nothing is subtracted from 1:
-    both are exact in the logarithm, however sure a network is.
-    """
+    """Split logits into target versus rest, B×2, and the non-target classes, B×(C−1)."""
+    # The authors' code subtracts 1000 from the target's logit and takes the logarithm of a
+    # summed softmax. The first leaks for logits of that size, the second is −∞ for
+    # confident networks; leaving the target out and a logsumexp are exact.
     column = torch.arange(z.shape[-1] - 1, device=z.device)
     others = z.gather(-1, column + (column >= target[:, None]))
     of_target = z.gather(-1, target[:, None])
@@ -223,13 +229,18 @@ def _split(z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one_minus_pearson(p_s: Tensor, p_t: Tensor, dim: int) -> Tensor:
-    """Mean of 1 − r, as half the mean square of the difference of standardised values."""
+    """Return the mean of 1 − r along ``dim``, a scalar."""
+    # For standardised values, half the mean squared difference is 1 − r. Unlike 1 minus a
+    # mean product it does not cancel as r → 1: equal inputs give exactly 0, with no gradient.
     std_s = _standardised(p_s, dim, correction=0, eps=0.0)
     std_t = _standardised(p_t, dim, correction=0, eps=0.0)
     return (std_s - std_t).square().mean() / 2
 
 
 def _standardised(x: Tensor, dim: int, correction: int, eps: float) -> Tensor:
-    """Mean 0 and standard deviation 1 along ``dim``; values that hardly vary are left small."""
+    """Scale ``x`` to mean 0 and standard deviation 1 along ``dim``."""
     std = x.std(dim, correction=correction, keepdim=True)
+    # Nearly constant values are centred only: divided by their deviation, rounding errors
+    # would become values, and gradients, of order one and more. torch.where passes no
+    # gradient through the branch it does not take.
     return (x - x.mean(dim, keepdim=True)) / torch.where(std > max(eps, 1e-8), std + eps, 1.0)

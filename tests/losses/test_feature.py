@@ -1,4 +1,4 @@
-"""Tests of the losses on maps, against NumPy in float64 by loops."""
+"""Feature losses: compared with NumPy loops in float64."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ each_and_vid = pytest.mark.parametrize(
 
 
 def pooled(f: np.ndarray, size: tuple[int, int], reduce: Callable = np.mean) -> np.ndarray:
-    """Adaptive pooling: cell i of n spans floor(i·H/n) to ceil((i + 1)·H/n)."""
+    """Pool adaptively: cell i of n spans floor(i·H/n) to ceil((i + 1)·H/n)."""
     out = np.empty((*f.shape[:2], *size))
     for i in range(size[0]):
         for j in range(size[1]):
@@ -96,13 +96,15 @@ def test_attention_is_the_distance_of_normalised_maps(
     assert attention(f_s, f_t, power).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_attention_squares_by_default() -> None:
+def test_attention_has_a_default_power_of_two() -> None:
     f_s, f_t = draw((2, 3, 4, 4), (2, 5, 4, 4))
     assert attention(f_s, f_t).item() == attention(f_s, f_t, power=2).item()
 
 
 @pytest.mark.parametrize(("shape_s", "shape_t"), SIZES)
-def test_neuron_selectivity_is_the_discrepancy_of_channels(shape_s: Shape, shape_t: Shape) -> None:
+def test_neuron_selectivity_is_the_mean_discrepancy_of_channels(
+    shape_s: Shape, shape_t: Shape
+) -> None:
     f_s, f_t = draw(shape_s, shape_t)
     pair = at_smaller_size(f_s.numpy(), f_t.numpy())
 
@@ -121,7 +123,7 @@ def test_neuron_selectivity_is_the_discrepancy_of_channels(shape_s: Shape, shape
 
 
 @pytest.mark.parametrize("size", [(6, 5), (4, 4), (3, 2), (2, 6), (1, 1)])
-def test_hierarchical_context_halves_the_weight_of_each_pool(size: tuple[int, int]) -> None:
+def test_hierarchical_context_halves_the_weight_of_each_level(size: tuple[int, int]) -> None:
     f_s, f_t = draw((2, 3, *size), (2, 3, *size))
     errors = [((f_s - f_t) ** 2).mean().item()]
     for n in (4, 2, 1):
@@ -147,7 +149,7 @@ def test_flow_is_the_distance_of_mean_products(sizes: tuple[Shape, Shape]) -> No
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (4, 3)])
-def test_variational_information_is_the_likelihood_of_the_teacher(shape: Shape) -> None:
+def test_variational_information_is_a_negative_log_likelihood(shape: Shape) -> None:
     mean_s, f_t = draw(shape, shape)
     log_scale = torch.tensor([-4.0, 0.3, 5.0], dtype=torch.float64)
     losses = []
@@ -159,7 +161,7 @@ def test_variational_information_is_the_likelihood_of_the_teacher(shape: Shape) 
     assert value.item() == pytest.approx(float(np.mean(losses)), rel=1e-12)
 
 
-def test_variational_information_is_least_at_the_teacher_and_its_own_error() -> None:
+def test_variational_information_has_its_minimum_at_the_teacher_and_the_error_variance() -> None:
     mean_s, f_t = draw((5, 3, 2, 2), (5, 3, 2, 2))
     variance = (mean_s - f_t).square().mean((0, 2, 3))
     start = [initial_log_scale(v) for v in variance.tolist()]
@@ -176,7 +178,7 @@ def test_variational_information_is_least_at_the_teacher_and_its_own_error() -> 
 
 
 @pytest.mark.parametrize("variance", [5.0, 1e-4, 0.3, 1e4])
-def test_the_initial_scale_gives_its_variance(variance: float) -> None:
+def test_initial_scale_gives_its_variance(variance: float) -> None:
     s = torch.tensor(initial_log_scale(variance), dtype=torch.float64)
     softplus = torch.logaddexp(s, torch.zeros_like(s))
     assert softplus.item() + 1e-5 == pytest.approx(variance, rel=1e-10)
@@ -184,26 +186,28 @@ def test_the_initial_scale_gives_its_variance(variance: float) -> None:
 
 
 @pytest.mark.parametrize("variance", [1e-5, 0.0, -1.0, math.nan])
-def test_no_scale_gives_so_small_a_variance(variance: float) -> None:
+def test_a_variance_below_the_bound_is_rejected(variance: float) -> None:
     with pytest.raises(ValueError, match="variance must be above"):
         initial_log_scale(variance)
 
 
 @each
-def test_gradcheck_in_the_student(loss: Loss) -> None:
+def test_gradient_in_the_student_matches_finite_differences(loss: Loss) -> None:
     f_s, f_t = draw((2, 3, 5, 5), (2, 3, 5, 5))
     assert torch.autograd.gradcheck(lambda f: loss(f, f_t), f_s.requires_grad_())
 
 
 @pytest.mark.parametrize("loss", [attention, neuron_selectivity])
 @pytest.mark.parametrize(("shape_s", "shape_t"), SIZES)
-def test_gradcheck_through_the_pooling(loss: Loss, shape_s: Shape, shape_t: Shape) -> None:
+def test_gradient_through_the_pooling_matches_finite_differences(
+    loss: Loss, shape_s: Shape, shape_t: Shape
+) -> None:
     f_s, f_t = draw(shape_s, shape_t)
     assert torch.autograd.gradcheck(lambda f: loss(f, f_t), f_s.requires_grad_())
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2, 2), (4, 3)])
-def test_gradcheck_in_the_predicted_mean_and_scale(shape: Shape) -> None:
+def test_gradient_in_mean_and_scale_matches_finite_differences(shape: Shape) -> None:
     mean_s, f_t = draw(shape, shape)
     log_scale = torch.tensor([-2.0, 0.3, 5.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
@@ -219,12 +223,11 @@ def test_no_gradient_reaches_the_teacher(loss: Loss) -> None:
     assert value.shape == ()
     assert f_t.grad is None
     assert f_s.grad is not None
-    assert f_s.grad.abs().max() > 1e-4
 
 
 @each
 @pytest.mark.parametrize("samples", [1, 3])
-def test_a_student_equal_to_its_teacher_has_nothing_to_learn(loss: Loss, samples: int) -> None:
+def test_loss_and_gradient_vanish_for_equal_maps(loss: Loss, samples: int) -> None:
     (f_s,) = draw((samples, 3, 5, 5))
     value = loss(f_s.requires_grad_(), f_s.detach().clone())
     value.backward()
@@ -234,35 +237,48 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(loss: Loss, samples
 
 
 @pytest.mark.parametrize("loss", [attention, neuron_selectivity])
-def test_the_size_of_activations_does_not_count(loss: Loss) -> None:
+def test_loss_is_invariant_to_the_scale_of_activations(loss: Loss) -> None:
     f_s, f_t = draw((2, 3, 4, 4), (2, 3, 4, 4))
     assert loss(3 * f_s, 0.1 * f_t).item() == pytest.approx(loss(f_s, f_t).item(), rel=1e-10)
 
 
 @each_and_vid
 @pytest.mark.parametrize("tiny", [0.0, 1e-14])
-def test_dead_maps_have_a_moderate_gradient(loss: Loss, tiny: float) -> None:
-    f_s, f_t = (f.float() for f in draw((3, 3, 4, 4), (3, 3, 4, 4)))
+def test_dead_maps_count_as_zeros(loss: Loss, tiny: float) -> None:
+    """Scaling a map of length 1e-14 to unit length would multiply its gradient by 1e14."""
+    exact_s, exact_t = draw((3, 3, 4, 4), (3, 3, 4, 4))
+    f_s, f_t = exact_s.float(), exact_t.float()
     f_s[0], f_s[1, 1], f_t[2] = tiny, tiny, tiny
+    exact_s[0], exact_s[1, 1], exact_t[2] = 0, 0, 0
     loss(f_s.requires_grad_(), f_t).backward()
+    loss(exact_s.requires_grad_(), exact_t).backward()
     assert f_s.grad is not None
-    assert f_s.grad.abs().max() < 20
+    torch.testing.assert_close(f_s.grad.double(), exact_s.grad, rtol=1e-4, atol=1e-6)
+    if loss in (attention, neuron_selectivity):  # both are quadratic in a dead channel
+        assert f_s.grad[0].abs().max() < 1e-12
 
 
 @each_and_vid
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_as_good_as_double(loss: Loss, dtype: torch.dtype) -> None:
+def test_half_precision_matches_float64(loss: Loss, dtype: torch.dtype) -> None:
     exact = [300 * f.sign() + f.round() for f in draw((4, 8, 16, 16), (4, 8, 16, 16))]
     f_s, f_t = (f.to(dtype) for f in exact)
     value = loss(f_s.requires_grad_(), f_t)
     value.backward()
-    assert value.item() == pytest.approx(loss(f_s.double(), f_t.double()).item(), rel=1e-3)
+    double = f_s.detach().double().requires_grad_()
+    expected = loss(double, f_t.double())
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-3)
     assert f_s.grad is not None
-    assert f_s.grad.isfinite().all()
+    assert double.grad is not None
+    largest = double.grad.abs().max().item()
+    smallest = torch.finfo(dtype).smallest_normal  # below it, float16 loses digits
+    atol = max(0.01 * largest, smallest)
+    torch.testing.assert_close(f_s.grad.double(), double.grad, rtol=0.01, atol=atol)
 
 
 @each_and_vid
-def test_autocast_does_not_lower_the_precision(loss: Loss) -> None:
+def test_autocast_leaves_the_value_unchanged(loss: Loss) -> None:
     f_s, f_t = (f.float() for f in draw((2, 3, 4, 4), (2, 3, 4, 4)))
     expected = loss(f_s, f_t).item()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -271,14 +287,14 @@ def test_autocast_does_not_lower_the_precision(loss: Loss) -> None:
 
 @pytest.mark.parametrize("loss", [hint, hierarchical_context, given_scale])
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 3, 1, 1), (1, 3, 4, 4)])
-def test_maps_of_other_shapes_are_refused_not_broadcast(loss: Loss, shape: Shape) -> None:
+def test_maps_of_unequal_shapes_are_rejected(loss: Loss, shape: Shape) -> None:
     f_s, f_t = draw(shape, (2, 3, 4, 4))
     with pytest.raises(ValueError, match="adapter"):
         loss(f_s, f_t)
 
 
 @pytest.mark.parametrize("channels", [(1, 3), (3, 1)])
-def test_flow_of_other_channels_is_refused(channels: tuple[int, int]) -> None:
+def test_flow_rejects_unequal_numbers_of_channels(channels: tuple[int, int]) -> None:
     maps = draw(*((2, c, 4, 4) for c in (*channels, 3, 3)))
-    with pytest.raises(ValueError, match="numbers of channels"):
+    with pytest.raises(ValueError, match=r"channels, the teacher's .* use an adapter"):
         flow(*maps)
