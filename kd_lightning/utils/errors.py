@@ -1,5 +1,11 @@
-"""The one kind of error that is shown to a user as a single line, without a traceback."""
+"""The exception for mistakes that the user can correct."""
 
 
 class UserError(ValueError):
-    """Something the user can put right; the message says what is wrong and the way out."""
+    """An error that is reported as one line, without a traceback.
+
+    The message says what is wrong, where, and how to correct it. Everything else that is
+    raised is a bug of this package and keeps its traceback.
+    """
+
+    # A ValueError, so that users of the Python API catch it without knowing this class.

@@ -1,4 +1,4 @@
-"""Hashes that decide things: seeds made of several numbers, and the code of networks."""
+"""Seeds derived from several numbers, and source code for cache keys."""
 
 import hashlib
 import inspect
@@ -7,21 +7,27 @@ from collections.abc import Iterable
 
 
 def mixed(*numbers: int) -> int:
-    """A seed that differs where any of the numbers does.
+    """Return a seed in 0…2³²−1 that depends on all of the numbers and their order.
 
-    32 bits, because torch's generator on the CPU reads no more: an epoch shifted into the
-    upper half of a seed would change nothing.
+    >>> mixed(0, 1) == mixed(0, 1), mixed(0, 1) == mixed(1, 0)
+    (True, False)
     """
+    # A hash instead of a sum or a shift: seed + epoch repeats seed 1's first epoch as seed 0's
+    # second. 32 bits, because torch's CPU generator ignores the upper half of a seed.
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 
 
 def sources(modules: Iterable[str]) -> dict[str, str]:
-    """The source text of each module, without torch's own and those that have no file.
+    """Return the source text of modules by name.
 
     Keys of teachers and of cached outputs contain it, so that a change of a network's code
     invalidates what the old code computed.
+
+    Args:
+        modules: dotted names; those of torch and those without a source file are left out.
     """
+    # Without torch: its text changes with every release, but what its layers compute does not.
     names = (name for name in sorted(set(modules)) if name.partition(".")[0] != "torch")
     return {name: text for name in names if (text := _text(name))}
 
@@ -29,5 +35,5 @@ def sources(modules: Iterable[str]) -> dict[str, str]:
 def _text(name: str) -> str:
     try:
         return inspect.getsource(sys.modules[name])
-    except (KeyError, OSError, TypeError):  # typed at a prompt, or compiled
+    except (KeyError, OSError, TypeError):  # not imported, typed at a prompt, or built in
         return ""

@@ -1,4 +1,4 @@
-"""Functions and classes with some arguments filled in, as configurations give them."""
+"""Helpers for partially applied functions and classes from configurations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,29 +10,40 @@ R = TypeVar("R")
 
 
 def bare(function: Callable[..., R]) -> Callable[..., R]:
-    """An ordinary partial for what ``_partial_: true`` makes of a function.
+    """Return a plain ``functools.partial`` for a function built with ``_partial_: true``.
 
-    Hydra's own checks at every call whether its target is allowed, which takes longer than
-    most losses; for what runs in every step, once is enough.
+    Hydra's partial checks at every call whether its target is allowed, which takes longer
+    than most losses. Functions that run in every step should therefore be unwrapped once.
+
+    Args:
+        function: any callable; one that is no partial is returned as it is.
 
     >>> bare(partial(max, 3))(2)
     3
     """
     if not isinstance(function, partial):
         return function
+    # rebuilt from its parts, because Hydra's is a subclass that overrides __call__
     return partial(function.func, *function.args, **function.keywords)
 
 
 def built(network: Callable[..., R], *arguments: Any, **settings: Any) -> R:
-    """The network that a configuration describes.
+    """Build a network, reporting invalid settings as a UserError.
+
+    Args:
+        network: a class or factory.
+        *arguments: its positional arguments.
+        **settings: its keyword arguments.
 
     Raises:
-        UserError: if its settings do not fit it.
+        UserError: if the network rejects its settings.
     """
     try:
         return network(*arguments, **settings)
     except UserError:
         raise
+    # What torch, torchvision and timm raise for wrong settings: negative sizes, unknown
+    # keywords, division by a width of 0. Anything else is a bug and keeps its traceback.
     except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
         name = getattr(getattr(network, "func", network), "__name__", "the network")
         raise UserError(
