@@ -1,21 +1,24 @@
-"""Which curves share a chart: the tab Custom Scalars of TensorBoard."""
+"""The charts of TensorBoard's Custom Scalars tab."""
 
 import lightning as L
 
 from kd_lightning.callbacks.board import boards
 from kd_lightning.modules import DistillationModule
 
-# Category, chart, tags as regular expressions. The same for all runs of a kind, so that
-# TensorBoard lays the runs of a sweep over one another.
+# Tags, as regular expressions, by category and chart. Fixed instead of built from what a run
+# logs: TensorBoard merges the layouts of all runs by title, so charts that differ between the
+# jobs of a sweep would not show its runs in one plot.
 Charts = dict[str, dict[str, list[str]]]
 
 OF_ALL: Charts = {
     "losses": {
+        # a transfer term may have any name, so the expression excludes what is not a loss
         "training: the loss and its terms": [r"train/(?!alpha$|temperature$|weight_)"],
         "validation": [r"val/loss$"],
     },
     "accuracies": {"validation": [r"val/(teacher_)?accuracy$"]},
 }
+# Not laid out for a teacher, as TensorBoard shows a chart without data as an empty frame.
 OF_STUDENTS: Charts = {
     "fidelity": {"agreement with the teacher, validation": [r"val/agreement$"]},
     "temperature and weights": {
@@ -30,7 +33,9 @@ OF_STUDENTS: Charts = {
 
 
 class ScalarLayout(L.Callback):
-    """Lays out the curves of a run: losses, accuracies, fidelity, temperature, gradients."""
+    """Group the curves of a run: losses, accuracies, fidelity, temperature, gradients."""
+
+    # At the start of the fit, not at its end, so that a running training is already laid out.
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         charts = OF_ALL | (OF_STUDENTS if isinstance(pl_module, DistillationModule) else {})

@@ -1,4 +1,4 @@
-"""What a run writes for people to watch: CSV that survives a resumption, hyper-parameters."""
+"""Loggers: one TensorBoard graph per run, a CSV file that can be resumed, hyper-parameters."""
 
 import csv
 import logging
@@ -20,27 +20,40 @@ log = logging.getLogger(__name__)
 
 
 class OneGraphTensorBoardLogger(TensorBoardLogger):
-    """Draws the graph once; Lightning's own draws it again to validate and to test."""
+    """A TensorBoard logger that writes the graph once.
+
+    Lightning's own writes it again for every validation and test.
+    """
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:
         example = model.example_input_array if input_array is None else input_array
         assert isinstance(example, Tensor)
-        # trainer.precision=bf16-true has converted the module
+        # with trainer.precision=bf16-true the module is converted, but its example is not
         fitting = example.to(model.dtype) if example.is_floating_point() else example
         try:
             super().log_graph(model, fitting)
-        except Exception as error:  # some networks cannot be traced; that must not end a run
+        # Some networks cannot be traced, and tracing raises whatever their code raises. A plot
+        # must not end a run.
+        except Exception as error:
             log.warning("TensorBoard gets no graph: %s", str(error).strip().splitlines()[0])
-        self._log_graph = False
+        self._log_graph = False  # also after a failure: one warning is enough
 
 
 class ResumableCSVLogger(CSVLogger):
-    """Writes ``metrics.csv`` right in ``save_dir``; Lightning's own deletes what is there."""
+    """A CSV logger that writes ``metrics.csv`` directly into ``save_dir`` and appends to it.
+
+    Lightning's own deletes the file of an earlier run, and with it the curves of a run that
+    is resumed.
+
+    Args:
+        save_dir: the run directory.
+    """
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="")
 
+    # Overridden as a whole, because Lightning offers no way to choose the writer.
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
@@ -50,6 +63,8 @@ class ResumableCSVLogger(CSVLogger):
 
 
 class _Appender(ExperimentWriter):
+    # Called when the writer is built; Lightning's deletes an existing file here. Ours reads its
+    # header, as the columns decide whether a row can be appended or all must be rewritten.
     def _check_log_dir_exists(self) -> None:
         file = Path(self.metrics_file_path)
         if file.is_file():
@@ -57,7 +72,7 @@ class _Appender(ExperimentWriter):
                 self.metrics_keys = next(csv.reader(lines), [])
 
     def log_hparams(self, params: dict[str, Any]) -> None:
-        pass  # the choices are in .hydra, not in a second file
+        pass  # .hydra/config.yaml already contains them
 
 
 def log_outcome(
@@ -67,21 +82,24 @@ def log_outcome(
     step: int,
     first: Collection[str] = (),
 ) -> None:
-    """Tell every logger what was chosen and, as of a step, what came of it.
+    """Log a run's settings and final figures to every logger.
 
-    That is every figure of the splits but those of single classes; validation's of the best
-    epoch under ``val_best/``, lest it become one more point of the curves over epochs.
+    The figures are those of validation and test, without those of single classes. Validation
+    figures of the best epoch are logged as ``val_best/…``.
 
     Args:
-        loggers: of the run.
-        choices: what tells the run from others.
-        metrics: its figures.
-        step: the last one.
-        first: those of the choices that come first in TensorBoard's table.
+        loggers: the run's loggers.
+        choices: the settings that distinguish the run from others.
+        metrics: the run's figures.
+        step: the last training step.
+        first: names of the settings that come first in TensorBoard's table.
     """
+    # Those of single classes would be most of the table's columns: 30 per split on MNIST.
     names = [n for n in metrics if n.startswith(("val/", "test/")) and "class_" not in n]
-    plain = [name.partition("/")[2] for name in names]  # the same of both splits side by side
+    # the same figure of both splits side by side, the teacher's after the student's
+    plain = [name.partition("/")[2] for name in names]
     names.sort(key=lambda n: ("/teacher_" in n, plain.index(n.partition("/")[2])))
+    # under val/ they would add a point to the curves over epochs, at the last step
     figures = {name.replace("val/", "val_best/"): metrics[name] for name in names}
     flat = {k: v if isinstance(v, int | float) else str(v) for k, v in choices.items()}
     for logger in loggers:
@@ -99,10 +117,17 @@ def _write_hparams(
     figures: dict[str, Any],
     first: Collection[str],
 ) -> None:
-    """A row of the tab HParams.
+    """Write the run's row of TensorBoard's HParams tab.
 
-    TensorBoard shows but five columns at first: those that are said to differ, then by name.
+    Args:
+        board: the writer.
+        choices: settings by name.
+        figures: final figures by name.
+        first: names of the settings that are marked as differing between runs.
     """
+    # Not SummaryWriter.add_hparams, which writes to a subdirectory that TensorBoard shows as a
+    # run of its own. The mark matters because the tab shows only five columns at first: the
+    # marked ones, then the others by name.
     experiment, start, end = hparams(choices, figures)
     plugin = experiment.value[0].metadata.plugin_data
     content = plugin_data_pb2.HParamsPluginData.FromString(  # pyright: ignore[reportAttributeAccessIssue]

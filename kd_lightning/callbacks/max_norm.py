@@ -1,4 +1,4 @@
-"""A limit on each unit's incoming weights, as dropout is often trained with."""
+"""Max-norm regularisation: a limit on the norm of each unit's incoming weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +8,17 @@ import torch
 from torch import nn
 
 from kd_lightning.data.types import Batch
-from kd_lightning.modules.base import Learner
+from kd_lightning.modules.base import BaseModule
 
 
 class MaxNorm(L.Callback):
-    """After each step, scales the weights that lead to a unit down to a norm of at most a limit.
+    """Limit the L2 norm of each unit's incoming weights after every step.
 
-    These are the rows of each linear layer's weight, outputs×inputs, of the network in
-    training. Unlike weight decay it leaves small weights alone, so high learning rates are
-    safe from the start.
+    The incoming weights of a unit are a row of a linear layer's weight, outputs×inputs. Rows
+    that are longer than the limit are scaled down; biases and other layers are unchanged.
 
     Args:
-        limit: c, of the L2 norm.
+        limit: largest norm, c.
 
     Source: Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from
     Overfitting", JMLR 15, §5.1; c = 2 for its networks on MNIST.
@@ -29,6 +28,9 @@ class MaxNorm(L.Callback):
         self.limit = limit
 
     @torch.no_grad()
+    # After the optimizer step, not as a parametrization or a term of the loss: the projection
+    # leaves short rows exactly as they are, unlike weight decay, so that a high learning rate
+    # is safe from the start without holding small weights back.
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
@@ -37,7 +39,8 @@ class MaxNorm(L.Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        assert isinstance(pl_module, Learner)
+        assert isinstance(pl_module, BaseModule)
         for layer in pl_module.network.modules():
+            # dim 0 holds the outputs; the limit of the source is per unit, not per layer
             if isinstance(layer, nn.Linear):
                 layer.weight.renorm_(p=2, dim=0, maxnorm=self.limit)

@@ -1,4 +1,4 @@
-"""Where a run's time went, in the phases a user knows (``profile=true``)."""
+"""Time of a run by phase (``profile=true``)."""
 
 import re
 import time
@@ -11,10 +11,12 @@ from torch import nn
 
 from kd_lightning import STARTED
 
-IMPORTED = time.perf_counter()  # all that takes long to import is there by now
+IMPORTED = time.perf_counter()  # torch and Lightning, which take seconds, are imported by now
 
 OUTSIDE = "set-up and files"
-PHASES = {  # by what Lightning calls its actions; the first that fits
+# Regular expressions for Lightning's names of its actions. The first that matches counts, so
+# specific ones come first and the empty one, which matches every name, comes last.
+PHASES = {
     "teacher": r"teacher",
     "data": r"_next$|batch_to_device|batch_transfer|transfer_batch",
     "student forward": r"\.training_step$",
@@ -27,8 +29,12 @@ PHASES = {  # by what Lightning calls its actions; the first that fits
 
 
 class Unprofiled(PassThroughProfiler):
-    """Lightning's profiler that does nothing, at less cost: it is entered 60 times a step."""
+    """A profiler that does nothing, at less cost than Lightning's own.
 
+    Lightning enters a profiler context 60 times per step; its own builds a generator each time.
+    """
+
+    # one shared context: nullcontext has no state, so it can be entered again while it is open
     nothing: Any = nullcontext()
 
     def profile(self, action_name: str) -> Any:
@@ -36,11 +42,14 @@ class Unprofiled(PassThroughProfiler):
 
 
 class PhaseProfiler(Profiler):
-    """Credits every moment to one phase: that of the innermost action that runs.
+    """Attribute all time of a run to the phase of the innermost running action.
 
-    On a GPU a phase is charged for launching its kernels and for waiting, not for the
-    kernels themselves.
+    On a GPU, a phase includes the time for launching its kernels and for waiting, not that of
+    the kernels themselves.
     """
+
+    # Innermost instead of inclusive, as in Lightning's SimpleProfiler: phases then add up to the
+    # whole run, and their shares to 100 %.
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,19 +66,24 @@ class PhaseProfiler(Profiler):
         self.running.pop()
 
     def watch(self, teacher: nn.Module) -> None:
-        """Tell the teacher's answers apart from the step that asks for them."""
+        """Attribute the teacher's forward passes to a phase of their own.
+
+        Args:
+            teacher: the network; hooks are registered on it.
+        """
+        # hooks, because Lightning has no action for a call inside the training step
         teacher.register_forward_pre_hook(lambda *_: self.start("teacher"))
         teacher.register_forward_hook(lambda *_: self.stop("teacher"))
 
     def summary(self) -> str:
-        """Seconds and share of each phase of this job."""
+        """Return a table with the seconds and the share of each phase of this job."""
         self._credit()
         whole = sum(self.seconds.values())
         rows = sorted(self.seconds.items(), key=lambda row: -row[1])
         return "".join(f"{s:8.2f} s  {100 * s / whole:5.1f} %  {phase}\n" for phase, s in rows)
 
     def describe(self) -> None:
-        """Lightning asks for its report after every stage; ours comes once, at the end."""
+        """Do nothing. Lightning reports after every stage; ours is printed once, at the end."""
 
     def _credit(self) -> None:
         now = time.perf_counter()

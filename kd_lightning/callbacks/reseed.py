@@ -1,4 +1,4 @@
-"""Random numbers that depend on the epoch, not on what was drawn before."""
+"""Random seeds that depend on the epoch instead of on earlier draws."""
 
 import lightning as L
 import torch
@@ -7,13 +7,19 @@ from kd_lightning.utils.hashing import mixed
 
 
 class ReseedEachEpoch(L.Callback):
-    """Seeds torch from (seed, epoch, rank) when an epoch starts.
+    """Seed torch from (seed, epoch, rank) at the start of each epoch.
 
-    A run resumed at an epoch's end then drops out the same units as one never stopped.
+    A run that is resumed at the end of an epoch then applies the same dropout masks as an
+    uninterrupted one.
+
+    Args:
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Instead of storing generator states in the checkpoint, which would be needed for every
+        # rank and device. The rank is mixed in so that DDP ranks use different masks.
         torch.manual_seed(mixed(self.seed, trainer.current_epoch, trainer.global_rank))
