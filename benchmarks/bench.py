@@ -1,11 +1,13 @@
-"""Speed, always as a ratio of two things measured in turn, in one run: ``make bench``.
+"""Speed benchmarks: ratios of times that are measured in turn within one run (``make bench``).
 
-Times are medians of the repeats. Whole runs are whole processes, from nothing to the table
-at their end. To keep the whole under ten minutes, what repeats itself is measured once and
-multiplied: the reference loop trains for a tenth of an epoch (every step of it costs the
-same), epochs are of a third of the images, our sweep has two jobs of one epoch, and epochs
-and jobs beyond those are added as long as the last that was measured. Writes
-``results.json`` beside this file.
+Times are medians over the repeats. Whole runs are measured as processes, from their start to
+the final table. To keep the benchmark below ten minutes, repetitive work is extrapolated:
+
+- the reference loop trains for a tenth of an epoch, as all of its steps cost the same;
+- our epochs use a third of the images;
+- our sweep has two jobs of one epoch; further epochs and jobs count as long as the last one.
+
+The results are written to ``results.json`` beside this file.
 """
 
 import argparse
@@ -44,7 +46,7 @@ Seconds = dict[str, list[float]]
 
 
 class Clock(L.Callback):
-    """Seconds of a training epoch, from its start to its end."""
+    """A callback that measures the seconds of a training epoch."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.start = time.perf_counter()
@@ -54,7 +56,13 @@ class Clock(L.Callback):
 
 
 class Ours:
-    """Our training an epoch at a time; without validation, as the floor is without it."""
+    """Our training, one epoch at a time, without validation, as the bare loop has none.
+
+    Args:
+        folder: folder for everything that is written.
+        teacher: the teacher's checkpoint.
+        *overrides: settings of the run.
+    """
 
     def __init__(self, folder: Path, teacher: Path, *overrides: str) -> None:
         fixed = (
@@ -67,6 +75,7 @@ class Ours:
         )
         with initialize_config_dir(str(CONF), version_base="1.3"):
             self.cfg = compose("train", [*fixed, *overrides])
+        # the functions of the command, so that the benchmark measures what a user runs
         self.data = build_data(self.cfg)
         self.module = build_module(self.cfg, self.data, [teacher])
         remember(self.cfg, self._trainer(), self.module, self.data, "train")
@@ -75,14 +84,15 @@ class Ours:
         return build_trainer(self.cfg, Unprofiled())
 
     def epoch(self) -> float:
-        """Train for an epoch; the seconds it took."""
+        """Train for an epoch and return its seconds."""
         trainer, clock = self._trainer(), Clock()
+        # appended last, so that the epoch includes what other callbacks do at its end
         trainer.callbacks.append(clock)  # pyright: ignore[reportAttributeAccessIssue]
         trainer.fit(self.module, self.data)
         return clock.seconds
 
     def floor(self) -> Floor:
-        """The bare loop, on the same images and the same answers of the teacher."""
+        """Return the bare loop on the same images and teacher outputs."""
         batches = self.data.prepared("train").batches(torch.device("cpu"))
         inputs = torch.cat([x for _, _, x in batches])
         logits = self.module.answers["train"].tables["logits"][0].clone()
@@ -91,8 +101,9 @@ class Ours:
 
 
 def epochs(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
-    """Ratios of whole epochs, the competitors in turn."""
+    """Measure distilled epochs against label-only epochs and against the bare loop."""
     ratios = {}
+    # 64 is the default; at 256 the arithmetic outweighs the fixed cost per step
     for batch in (256, 64):
         settings = (f"data.batch_size={batch}", "data.train_fraction=0.33")
         distilled = Ours(folder, teacher, *settings)
@@ -114,7 +125,8 @@ def epochs(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
 
 
 def growth(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
-    """Time of a sample in a large set over that in one a tenth as large."""
+    """Measure whether the time per sample grows with the size of the data set."""
+    # five small epochs, as a single one is too short for a stable median
     large, small = Ours(folder, teacher), Ours(folder, teacher, "data.train_fraction=0.1")
     seconds = in_turn(
         repeats,
@@ -125,8 +137,8 @@ def growth(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
     return {name: ratio(seconds, "large", "small", at_most=1.05)}
 
 
-# Linux counts this program's own peak as that of a process it starts, so a small one stands
-# between; it prints kilobytes.
+# Linux reports at least the parent's peak memory for a forked child, and this program is large. A
+# small process in between starts the run and prints the run's peak in kilobytes.
 PEAK = """
 import resource, subprocess, sys
 subprocess.run([sys.executable, *sys.argv[1:]], check=True)
@@ -135,7 +147,11 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 class Process:
-    """A whole process: its seconds, and what it printed."""
+    """A finished process, with its ``seconds`` and its ``output``.
+
+    Args:
+        *command: arguments of the Python interpreter.
+    """
 
     def __init__(self, *command: str) -> None:
         start = time.perf_counter()
@@ -148,7 +164,10 @@ class Process:
 
 
 def whole_runs(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
-    """Distilling from a trained teacher with nothing cached, against the reference loop."""
+    """Measure distillation with an empty cache against the reference loop.
+
+    The teacher is already trained in both.
+    """
     weights = folder / "teacher.pt"
     torch.save(network_state(read_checkpoint(teacher)), weights)
     seconds: Seconds = defaultdict(list)
@@ -163,6 +182,7 @@ def whole_runs(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
         seconds["further job of 2 epochs"].append(job + epoch)
         seconds["ours, batch 64"].append(first + 4 * epoch)
         seconds["our sweep"].append(first + epoch + 11 * (job + epoch))
+        # a new folder in every repeat, so that computing the teacher's outputs is included
         with tempfile.TemporaryDirectory() as cold:
             settings = ("trainer.max_epochs=1", "data.batch_size=256")
             run = train(Path(cold), f"teacher_ckpt={teacher}", *settings)
@@ -184,7 +204,11 @@ def whole_runs(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
 
 
 def reference(weights: Path, batch: int) -> tuple[float, float]:
-    """Seconds of the reference loop: all but its training, and an epoch of that."""
+    """Run the reference loop.
+
+    Returns:
+        Seconds outside of training, and seconds of one epoch.
+    """
     arguments = (str(DATA), str(weights), str(batch), "1", "5500")
     process = Process(str(HERE / "reference.py"), *arguments)
     (tenth,) = json.loads(process.output)["epoch_seconds"]
@@ -192,18 +216,23 @@ def reference(weights: Path, batch: int) -> tuple[float, float]:
 
 
 def two_jobs(teacher: Path, *settings: str) -> tuple[float, float, float]:
-    """Seconds of a sweep of one-epoch jobs: to the first one's end, of the next, of an epoch."""
+    """Run a sweep of two one-epoch jobs.
+
+    Returns:
+        Seconds until the first job ends, of the second job, and of its epoch.
+    """
     with tempfile.TemporaryDirectory() as cold:
         jobs = ("hydra.mode=MULTIRUN", "method.temperature=1,5", "trainer.max_epochs=1", *settings)
         start = time.time()
         train(Path(cold), f"teacher_ckpt={teacher}", *jobs)
         runs = [Path(cold) / "sweep" / number for number in "01"]
+        # metrics.json is the last file that a job writes
         first, second = ((run / "metrics.json").stat().st_mtime for run in runs)
         return first - start, second - first, read_metrics(runs[1])["seconds"]
 
 
 def memory(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
-    """Peak memory of whole runs."""
+    """Measure the peak memory of whole runs."""
     peaks: Seconds = defaultdict(list)
     for _ in range(repeats):
         for method in ("kd", "ce"):
@@ -215,18 +244,25 @@ def memory(folder: Path, teacher: Path, repeats: int) -> dict[str, Any]:
 
 
 def train(folder: Path, *overrides: str) -> Process:
-    """``python train.py`` in a process of its own, everything it writes in a folder."""
+    """Run ``python train.py`` as a process that writes into a folder only."""
     return Process(*command(folder, *overrides))
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    """What to give to python for a run that writes into a folder alone."""
+    """Return the interpreter's arguments for a run that writes into a folder only."""
     places = (f"data.root={DATA}", f"hydra.run.dir={folder}", f"cache.root={folder / 'cache'}")
     return [str(ROOT / "train.py"), *overrides, *places, f"hydra.sweep.dir={folder / 'sweep'}"]
 
 
 def in_turn(repeats: int, **competitors: Any) -> Seconds:
-    """Each competitor once to warm up, then ``repeats`` times, one after the other."""
+    """Measure competitors alternately, after one warm-up round.
+
+    Args:
+        repeats: number of rounds that count.
+        **competitors: functions that return a measured value.
+    """
+    # alternately instead of one after the other, so that a machine that slows down (heat, other
+    # processes) slows down all of them and ratios stay comparable
     seconds: Seconds = {name: [] for name in competitors}
     for repeat in range(repeats + 1):
         for name, run in competitors.items():
@@ -243,7 +279,15 @@ def ratio(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> dict[str, Any]:
-    """The ratio of two medians, and whether it is where it should be."""
+    """Compute the ratio of two medians and compare it with its target.
+
+    Args:
+        values: measured values by name.
+        over: name of the numerator.
+        under: name of the denominator.
+        at_most: target for a ratio that should be small.
+        at_least: target for a ratio that should be large.
+    """
     value = median(values[over]) / median(values[under])
     met = (at_most is None or value <= at_most) and (at_least is None or value >= at_least)
     target = f"≤ {at_most}" if at_most else f"≥ {at_least}" if at_least else "–"
@@ -252,7 +296,7 @@ def ratio(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine and the versions of the libraries."""
     processor = next(
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -269,7 +313,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(ratios: dict[str, Any]) -> None:
-    """Print the table."""
+    """Print the ratios as a table."""
     table = Table("measured", "ratio", "target", "", "medians")
     for name, row in ratios.items():
         medians = ", ".join(f"{k} {median(v):.2f}" for k, v in row["measured"].items())
@@ -284,7 +328,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
     quieten()
-    tune_process()  # for the floor as for ours
+    tune_process()  # for the bare loop too: it must not lose to page faults
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder), "trainer.max_epochs=1")  # finds the teacher, or trains it first
         teacher = Path(read_metrics(Path(folder))["teacher"]).resolve()
