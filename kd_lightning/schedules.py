@@ -1,7 +1,7 @@
-"""Numbers that change while a student trains: temperature, alpha, weights of terms.
+"""Values that change during training: temperature, alpha, and weights of terms.
 
-A schedule is a function of the time trained so far, in epochs: 2.5 is the middle of the
-third. Temperatures may also be learned, against the student (CTKD).
+A schedule is a function of the time trained so far, in epochs; 2.5 is the middle of the
+third epoch. A temperature may also be learned, in opposition to the student (CTKD).
 """
 
 import math
@@ -12,19 +12,26 @@ from torch import Tensor, nn
 
 from kd_lightning.utils.errors import UserError
 
+# Time in epochs, not steps: a schedule then keeps its meaning when the batch size, the
+# gradient accumulation or the number of processes changes.
 Schedule = Callable[[float], float]
 
 
 def constant(value: float) -> Schedule:
-    """The same value at all times."""
+    """Return the schedule that is always ``value``."""
     return lambda epoch: value
 
 
 def linear(start: float, end: float, epochs: float) -> Schedule:
-    """From ``start`` to ``end`` in a straight line over a number of epochs; then ``end``.
+    """Interpolate linearly from ``start`` to ``end``, then stay at ``end``.
+
+    Args:
+        start: value at time 0.
+        end: value from ``epochs`` on.
+        epochs: duration, at least 0; with 0 the value is always ``end``.
 
     Raises:
-        UserError: if ``epochs`` is no number from 0, as where training has no last epoch.
+        UserError: if ``epochs`` is negative or not a number.
 
     >>> linear(10, 2, epochs=4)(1.0)
     8.0
@@ -34,10 +41,15 @@ def linear(start: float, end: float, epochs: float) -> Schedule:
 
 
 def cosine(start: float, end: float, epochs: float) -> Schedule:
-    """From ``start`` to ``end`` along half a cosine over a number of epochs; then ``end``.
+    """Interpolate from ``start`` to ``end`` along half a cosine, then stay at ``end``.
+
+    Args:
+        start: value at time 0.
+        end: value from ``epochs`` on.
+        epochs: duration, at least 0; with 0 the value is always ``end``.
 
     Raises:
-        UserError: if ``epochs`` is no number from 0.
+        UserError: if ``epochs`` is negative or not a number.
 
     >>> round(cosine(10, 2, epochs=4)(2.0), 6)
     6.0
@@ -47,31 +59,32 @@ def cosine(start: float, end: float, epochs: float) -> Schedule:
 
 
 def _check_epochs(epochs: float | None) -> None:
-    if epochs is None or not epochs >= 0:  # max_epochs=-1, or NaN
-        raise UserError(f"a schedule needs to know its epochs (…epochs=20), got {epochs}")
+    # The configuration defaults to trainer.max_epochs, which is −1 or null for training
+    # without end. "not >=" also catches NaN.
+    if epochs is None or not epochs >= 0:
+        raise UserError(f"a schedule needs a number of epochs ≥ 0, got {epochs}: set its epochs=")
 
 
 def _share(epoch: float, epochs: float) -> float:
+    # Clamped: values may be asked for after the end, e.g. at infinity to check them early.
     return min(epoch / epochs, 1.0) if epochs > 0 else 1.0
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
-    """A number as the schedule that keeps it."""
+    """Return a number as a constant schedule, and a schedule unchanged."""
     return value if callable(value) else constant(value)
 
 
 class LearnedTemperature(nn.Module):
-    r"""One temperature :math:`T = lowest + span\,\sigma(\theta)`, learned *against* the student.
+    r"""Global temperature :math:`T = lowest + span\,\sigma(\theta)`, learned adversarially (CTKD).
 
-    The gradient that reaches θ is multiplied by −λ, so that the optimizer that lowers the
-    loss for the student raises it for the temperature. λ grows from 0 to 1 by a cosine; that
-    slows θ under SGD, as published, but not under Adam, which takes steps of one size
-    whatever the scale of the gradient.
+    The gradient that reaches θ is multiplied by −λ, so that one optimizer lowers the loss in
+    the student's parameters and raises it in θ. λ grows from 0 to 1 along a cosine.
 
     Args:
-        lowest: of the temperatures that can be reached.
-        span: the highest is ``lowest + span``.
-        start: θ at the beginning.
+        lowest: lower bound of T, above 0.
+        span: upper bound of T minus the lower bound, above 0.
+        start: initial θ.
         warm_up: epochs over which λ grows.
 
     Raises:
@@ -80,6 +93,9 @@ class LearnedTemperature(nn.Module):
     Source: Li et al. 2023, "Curriculum Temperature for Knowledge Distillation",
     arXiv 2211.16231.
     """
+
+    # λ slows θ under SGD, as published. Under Adam it hardly matters: the size of Adam's steps
+    # does not depend on the scale of the gradient.
 
     def __init__(
         self, lowest: float = 1.0, span: float = 20.0, start: float = 1.0, warm_up: float = 10.0
@@ -93,10 +109,20 @@ class LearnedTemperature(nn.Module):
         self.theta = nn.Parameter(torch.tensor(float(start)))
 
     def build(self, num_classes: int) -> None:
-        """Make what depends on the data; nothing for one temperature."""
+        """Create the layers that depend on the number of classes C; none here."""
 
     def forward(self, z_s: Tensor, z_t: Tensor, epoch: float) -> Tensor:
-        """The temperature, a scalar, or B×1 where each sample has its own."""
+        """Compute the temperature.
+
+        Args:
+            z_s: student's logits, B×C.
+            z_t: teacher's logits, B×C.
+            epoch: time trained so far, in epochs.
+
+        Returns:
+            A scalar, or B×1 with one temperature per sample.
+        """
+        # A sigmoid, because a clamped T would have no gradient outside its bounds.
         theta = reverse_gradient(self._theta(z_s, z_t), self.strength(epoch))
         return self.lowest + self.span * theta.sigmoid()
 
@@ -105,28 +131,35 @@ class LearnedTemperature(nn.Module):
 
 
 class LearnedTemperatures(LearnedTemperature):
-    """A temperature for each sample, from a small network on both logits (CTKD, instance-wise).
+    """Temperature per sample, from a small network on both logits (instance-wise CTKD).
 
     Args:
-        hidden: units of its one hidden layer.
+        hidden: units of the hidden layer.
         **settings: see :class:`LearnedTemperature`.
     """
 
     def __init__(self, hidden: int = 64, **settings: float) -> None:
         super().__init__(**settings)
+        # Replaced by the network: a parameter without gradient makes DDP raise.
         del self.theta
         self.hidden = hidden
 
     def build(self, num_classes: int) -> None:
         last = nn.Linear(self.hidden, 1)
-        nn.init.zeros_(last.weight)  # all samples begin at the same temperature
+        # A zero weight: all samples start at the published temperature, whatever their logits.
+        nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, self.start)
         self.layers = nn.Sequential(nn.Linear(2 * num_classes, self.hidden), nn.ReLU(), last)
 
     def _theta(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        return self.layers(torch.cat([z_s, z_t], dim=1).detach())
+        # Detached: otherwise the student could lower its loss by steering the temperature.
+        z = torch.cat([z_s, z_t], dim=1).detach()
+        # Cached logits of the teacher come in float32, also in training with bf16-true.
+        return self.layers(z.to(next(self.layers.parameters()).dtype))
 
 
 def reverse_gradient(x: Tensor, strength: float) -> Tensor:
-    """``x`` itself, whose gradient comes back multiplied by ``-strength``."""
+    """Return ``x``, whose gradient is multiplied by ``-strength`` on the way back."""
+    # In plain operations instead of an autograd.Function, so that torch.func and torch.compile
+    # can differentiate it. The second summand is exactly 0.
     return x.detach() - strength * (x - x.detach())

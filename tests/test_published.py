@@ -1,4 +1,4 @@
-"""Every method's weights and temperatures are those published, as far as nothing else is said."""
+"""Default weights and temperatures of every method, compared with the published ones."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from kd_lightning.transfer.crd import CRD
 from kd_lightning.transfer.rkd import RKD
 
 ON_LABELS = {"alpha": 0.0, "hard": 1.0}
-# alpha and the weight of the labels once any warm-up is over, T, weights of transfer terms
+# Alpha and the weight of the labels after any warm-up, T, and the weights of transfer terms.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "ce": ON_LABELS,
     "kd": {"alpha": 0.5, "hard": 0.5, "T": 5.0},
@@ -31,7 +31,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "fsp": {**ON_LABELS, "fsp": 50},
     "review": {**ON_LABELS, "review": 1},
     "sp": {**ON_LABELS, "sp": 3000},
-    "rkd": {**ON_LABELS, "rkd": 1},  # its parts have weights of their own
+    "rkd": {**ON_LABELS, "rkd": 1},  # distances and angles have weights of their own
     "cc": {**ON_LABELS, "cc": 0.02},
     "pkt": {**ON_LABELS, "pkt": 30_000},
     "crd": {**ON_LABELS, "crd": 0.8},
@@ -45,7 +45,7 @@ def objective(method: str) -> Objective:
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
-def test_weights_and_temperatures(method: str) -> None:
+def test_weights_and_temperatures_are_the_published_ones(method: str) -> None:
     expected = dict(PUBLISHED[method])
     alpha, hard, temperature = (expected.pop(k, None) for k in ("alpha", "hard", "T"))
     built = objective(method)
@@ -57,13 +57,13 @@ def test_weights_and_temperatures(method: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "name"), [("dkd", "alpha"), ("review", "review")])
-def test_a_warm_up_of_20_epochs(method: str, name: str) -> None:
+def test_a_weight_warms_up_linearly_over_20_epochs(method: str, name: str) -> None:
     built = objective(method)
     schedule = built.alpha if name == "alpha" else built.weights[name]
     assert [schedule(epoch) for epoch in (0.0, 10.0, 20.0, 30.0)] == [0.0, 0.5, 1.0, 1.0]
 
 
-def test_settings_of_single_losses() -> None:
+def test_settings_of_dkd_rkd_and_crd() -> None:
     generator = torch.Generator().manual_seed(0)
     z_s, z_t = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
     target = torch.tensor([0, 1, 2, 3, 0, 1])
