@@ -1,1 +1,1 @@
-"""Knowledge beyond the answers: terms that compare layers of both networks, a method a file."""
+"""Transfer terms: losses between layers of student and teacher, one method a file."""
