@@ -1,6 +1,6 @@
-"""What a student knows of classes it was never shown: errors before and after one correction.
+"""Errors on classes that the training data lack, before and after one correction.
 
-N samples, C classes.
+N rows, C classes.
 """
 
 from collections.abc import Sequence
@@ -11,30 +11,27 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from kd_lightning.data.types import Batch
-from kd_lightning.modules.base import Learner
-
 
 class ClassBias(L.Callback):
-    """Adds one number to the logits of the classes that were left out, and counts the errors.
+    """Counts errors with one bias added to the logits of classes that training lacked.
 
-    A student distilled without any 3 has learnt from the teacher what a 3 looks like, but
-    also that there are none: its bias for 3 is far too low. The number that mends this is
-    the one with the fewest errors on the validation data; the test data are then counted
-    with it. Logged of either split:
+    A student distilled without any 3 learns from the teacher what a 3 looks like, but also
+    that there are none: its bias for class 3 is far too low. The bias that corrects this is
+    the one with the fewest errors on validation data; test errors are then counted with it.
+    Logged for both splits:
 
-    - ``errors``: samples whose top class is not the label, as the student stands.
-    - ``errors_corrected``: the same with the number added.
-    - ``errors_unseen``, ``errors_unseen_corrected``: those among the classes left out.
-    - ``accuracy_corrected``: share of samples that are right with the number added.
+    - ``errors``: wrong predictions of the student as it is.
+    - ``errors_corrected``: wrong predictions with the bias added.
+    - ``errors_unseen``, ``errors_unseen_corrected``: those among the unseen classes.
+    - ``accuracy_corrected``: share of right predictions with the bias added.
 
-    And ``val/bias``: the number itself; 0 where no class was left out.
+    And ``val/bias``: the bias itself; 0 where no class is unseen.
 
     Args:
-        classes: those that the training data lack.
+        classes: the classes that the training data lack.
 
-    Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, §3. There the number was chosen on
-    the test data; lowering the biases of 7 and 8 is the same as raising all others.
+    Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, §3. There the bias was chosen on the
+    test data; lowering the biases of 7 and 8 is the same as raising all others.
     """
 
     def __init__(self, classes: Sequence[int] = ()) -> None:
@@ -47,22 +44,22 @@ class ClassBias(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(pl_module, batch)
+        self._add(outputs)
 
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(pl_module, batch)
+        self._add(outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rows = self._gather()
@@ -73,12 +70,12 @@ class ClassBias(L.Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._log(pl_module, "test", self._gather())
 
-    def _add(self, module: L.LightningModule, batch: Batch) -> None:
-        assert isinstance(module, Learner)
-        self._rows.append(compare(module(batch.inputs), batch.target, self.classes))
+    def _add(self, outputs: Any) -> None:
+        # A sorted list of N distances takes 16 bytes a row; no running sum could find the bias.
+        self._rows.append(compare(outputs["logits"], outputs["target"], self.classes))
 
     def _gather(self) -> Tensor:
-        """The rows of all processes; starts anew."""
+        """The rows of all processes; the state is reset."""
         rows = torch.cat(self._rows)
         self._rows.clear()
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -91,21 +88,21 @@ class ClassBias(L.Callback):
             wrong = ~right(rows, bias)
             values[f"errors{name}"] = wrong.sum().float()
             values[f"errors_unseen{name}"] = (wrong & unseen).sum().float()
-        # already gathered over the processes; sync_dist only tells Lightning so
+        # Gathered over the processes already; sync_dist only tells Lightning so.
         module.log_dict({f"{split}/{k}": v for k, v in values.items()}, sync_dist=True)
 
 
 def compare(logits: Tensor, target: Tensor, classes: Sequence[int]) -> Tensor:
-    """What an answer comes to once a number is added to the logits of some classes, N×4.
+    """What is needed to tell each prediction under any bias of some classes, N×4.
 
-    The columns: how far the best of these classes lies behind the best of the others;
-    whether that class is the label; whether the best of the others is; whether the label
-    is one of these classes.
+    The columns: by how much the best of these classes trails the best of the others; whether
+    that class is the label; whether the best of the others is; whether the label is one of
+    these classes.
 
     Args:
         logits: N×C.
         target: N.
-        classes: those that the number is added to.
+        classes: those that the bias is added to.
     """
     chosen = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
     chosen[list(classes)] = True
@@ -116,23 +113,23 @@ def compare(logits: Tensor, target: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def right(rows: Tensor, bias: float) -> Tensor:
-    """Whether each answer is right with a number added, N."""
+    """Whether each prediction is right with a bias added, N."""
     behind, ours, others, _ = rows.unbind(1)
     return torch.where(behind < bias, ours, others) == 1
 
 
 def best_bias(rows: Tensor) -> float:
-    """The number with the most right answers: no grid, every case that makes a difference.
+    """The bias with the most right predictions, found exactly rather than on a grid.
 
-    An answer changes where the number passes the distance in the first column, so between
-    two neighbouring distances all numbers are alike. Of several best gaps, the middle one.
+    A prediction changes where the bias passes the distance in the first column, so all biases
+    between two neighbouring distances are equal. Of several best gaps it is the middle one.
 
     Args:
         rows: as :func:`compare` makes them, N×4.
     """
     behind, order = rows[:, 0].double().sort()
     gained = (rows[order, 1] - rows[order, 2]).cumsum(0)
-    gained = torch.cat([gained.new_zeros(1), gained])  # once the first k answers have changed
+    gained = torch.cat([gained.new_zeros(1), gained])  # after the first k predictions have changed
     edges = torch.cat([behind[:1] - 1, behind, behind[-1:] + 1])
     best = (gained == gained.max()).nonzero().flatten()
     k = int(best[len(best) // 2])

@@ -1,4 +1,4 @@
-"""How strongly each term of the loss pulls at the student, and whether all pull one way."""
+"""Balance of the terms of the loss: norms of their gradients, and the angles between them."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from kd_lightning.callbacks.board import has_board
-from kd_lightning.data.types import Batch
+from kd_lightning.data.types import Batch, as_batch
 from kd_lightning.modules import DistillationModule
 
 
@@ -22,18 +22,20 @@ class GradientBalance(L.Callback):
     - ``gradient/hard``, ``gradient/response``, ``gradient/<transfer term>``: the norm
       ‖w·∂L/∂θ‖₂ of a term L with its weight w in the loss.
     - ``gradient/cosine_<term>``: the cosine between ∂L/∂θ and the hard term's gradient;
-      below 0 the teacher pulls against the labels.
+      below 0 the term works against the labels.
 
-    Of several processes it is the first one's batch. The terms are computed once more for
-    it, on copies of student and objective and with the random numbers put back, so the
-    training goes on as if nobody had looked. That costs as much as two or three steps.
+    Each process uses its own batch, and the first one's values are logged. The terms are
+    computed once more, on copies of student and objective and with the random state restored,
+    so that training is not affected. That costs as much as two or three steps.
 
     Args:
         every_n_steps: n, in batches; 0 for never.
 
-    Sources: norms as the measure of balance: Chen et al. 2018, "GradNorm", arXiv 1711.02257;
+    Sources: norms as a measure of balance: Chen et al. 2018, "GradNorm", arXiv 1711.02257;
     the cosine as a sign of whether another loss helps: Du et al. 2018, arXiv 1812.02224.
     """
+
+    shapes_result = False
 
     def __init__(self, every_n_steps: int = 200) -> None:
         self.every_n_steps = every_n_steps
@@ -46,13 +48,14 @@ class GradientBalance(L.Callback):
             return
         if isinstance(pl_module, DistillationModule):
             with isolate_rng(), trainer.precision_plugin.train_step_context():
-                values = balance(pl_module, batch)
+                values = balance(pl_module, as_batch(batch))
             for logger in trainer.loggers:
                 logger.log_metrics(values, trainer.global_step)
 
 
 def balance(module: DistillationModule, batch: Batch) -> dict[str, float]:
-    """Norms and cosines of the terms of a training batch, by what they are logged as."""
+    """Norms and cosines of the terms of a training batch, by the name they are logged under."""
+    # Copies: batch statistics and a bank of embeddings would otherwise be updated twice.
     student, objective = copy.deepcopy((module.student, module.objective))
     terms = module.terms_of(student, objective, batch)
     weights = objective.term_weights(module.progress)
@@ -65,6 +68,6 @@ def balance(module: DistillationModule, batch: Batch) -> dict[str, float]:
 
 
 def gradient(term: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
-    """A scalar's gradient at all the parameters as one vector; the graph is kept."""
+    """Gradient of a scalar with respect to all parameters, as one vector; the graph is kept."""
     found = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
     return torch.cat([g.flatten().float() for g in found])

@@ -37,6 +37,8 @@ class ScalarLayout(L.Callback):
 
     # At the start of the fit, not at its end, so that a running training is already laid out.
 
+    shapes_result = False
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         charts = OF_ALL | (OF_STUDENTS if isinstance(pl_module, DistillationModule) else {})
         layout = {

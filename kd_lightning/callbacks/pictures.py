@@ -1,4 +1,4 @@
-"""What student and teacher say of some validation samples, before training and after it."""
+"""Predictions of student and teacher for some validation samples, before and after training."""
 
 from collections import defaultdict
 from typing import Any
@@ -11,98 +11,136 @@ from torch import Tensor
 
 from kd_lightning.callbacks.board import boards
 from kd_lightning.callbacks.drawing import Array, Tile, answers, confusion
-from kd_lightning.data.types import Batch
-from kd_lightning.modules import DistillationModule
-from kd_lightning.modules.base import Learner
-from kd_lightning.nets.taps import evaluating
+from kd_lightning.data.types import Batch, as_batch
+from kd_lightning.metrics.diagnostics import MOST_TABULATED
+from kd_lightning.modules.base import BaseModule
+from kd_lightning.utils.networks import evaluating
 
 Sheet = dict[str, Tensor]
 
 
 class Pictures(L.Callback):
-    """Shows in TensorBoard, in the tab Images:
+    """Shows predictions in TensorBoard, in the tab Images.
 
-    - ``pictures/confusion``: true class and answer, before the training and after it;
-    - ``pictures/soft_targets``: teacher's and student's probabilities of one sample a class,
-      at the training's temperature, before and after;
-    - ``pictures/disagreement``: the samples on whose probabilities at T = 1 the two differ
-      most, by ½ Σ_c |p_t − p_s|, after.
+    - ``pictures/confusion``: true and predicted class, before and after training;
+    - ``pictures/soft_targets``: teacher's and student's probabilities for one sample per class,
+      at the temperature of the training, before and after;
+    - ``pictures/disagreement``: the samples whose probabilities at T = 1 differ most, by
+      ½ Σ_c |p_t − p_s|, after.
+
+    Inputs are drawn beside them where the data's specification tells how to undo the
+    normalisation. The pictures before training need a datamodule with ``prepared``; those
+    after it are made of the predictions that validation has computed anyway. Beyond 128
+    classes there are none.
 
     Args:
-        samples: so many of the validation data, the first, are looked at.
-        classes: how many have a sample in ``soft_targets``.
-        disagreements: how many samples there are in ``disagreement``.
+        samples: number of validation samples, from the first on.
+        classes: number of classes in ``soft_targets``.
+        disagreements: number of samples in ``disagreement``.
     """
+
+    shapes_result = False
 
     def __init__(self, samples: int = 1000, classes: int = 8, disagreements: int = 16) -> None:
         self.samples, self.classes, self.disagreements = samples, classes, disagreements
+        self._rows: dict[str, list[Tensor]] = defaultdict(list)
+        self._boards: list[Any] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Kept, because a final validation may run without loggers: its figures are no further
+        # point of the curves over epochs.
+        self._boards = boards(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step == 0:  # a run that is resumed has been shown as it began
+        prepared = getattr(getattr(trainer, "datamodule", None), "prepared", None)
+        is_new = trainer.global_step == 0  # the pictures of a resumed run are there already
+        if is_new and prepared and self._boards and isinstance(pl_module, BaseModule):
+            with evaluating(pl_module), isolate_rng(), torch.no_grad():
+                self._look(pl_module, trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
             self._show(trainer, pl_module, is_trained=False)
 
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING and (self._boards or boards(trainer)):
+            self._keep(as_batch(batch), outputs)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        if trainer.state.fn == TrainerFn.VALIDATING and isinstance(pl_module, BaseModule):
+            self._boards = self._boards or boards(trainer)
             self._show(trainer, pl_module, is_trained=True)
 
-    def _show(self, trainer: L.Trainer, module: L.LightningModule, is_trained: bool) -> None:
-        data = getattr(trainer, "datamodule", None)
-        found = boards(trainer)
-        if not found or data is None or not isinstance(module, Learner):
+    def _look(self, module: BaseModule, data: Any) -> None:
+        """Run the networks on the first validation samples."""
+        target = data.splits["val"].target if hasattr(data, "splits") else None
+        if target is None:
             return
-        with evaluating(module), isolate_rng(), torch.no_grad():
-            sheet = look(module, data, self.samples)
+        for _, index, inputs in data.prepared("val").batches(module.device):
+            there = index.to(module.device)
+            batch = Batch(inputs.to(module.dtype), target[index].to(module.device), there)
+            if self._keep(batch, module.evaluate(batch)) >= self.samples:
+                return
+
+    def _keep(self, batch: Batch, outputs: dict[str, Any]) -> int:
+        """Remember a batch's inputs and predictions; how many there are by now."""
+        count = sum(map(len, self._rows["target"]))
+        if count < self.samples and outputs["logits"].shape[-1] <= MOST_TABULATED:
+            sheet = probabilities(outputs)
+            if isinstance(batch.inputs, Tensor) and len(batch.inputs) == len(outputs["target"]):
+                sheet["inputs"] = batch.inputs
+            for name, value in sheet.items():
+                self._rows[name].append(value[: self.samples - count].float().cpu())
+        return count + len(outputs["target"])
+
+    def _show(self, trainer: L.Trainer, module: BaseModule, is_trained: bool) -> None:
+        sheet = {name: torch.cat(parts) for name, parts in self._rows.items() if parts}
+        self._rows.clear()
+        if not sheet or not self._boards:
+            return
+        sheet["target"] = sheet["target"].long()
+        if "inputs" in sheet:
+            sheet["inputs"] = as_images(sheet["inputs"], module.task.spec)
         for name, picture in self._draw(sheet, is_trained).items():
-            for board in found:
+            for board in self._boards:
                 board.add_image(f"pictures/{name}", picture, trainer.global_step, dataformats="HWC")
 
     def _draw(self, sheet: Sheet, is_trained: bool) -> dict[str, Any]:
         """Each picture by name, H×W×3."""
-        target, answer = sheet["target"], sheet["student"].argmax(1)
+        target, predicted = sheet["target"], sheet["student"].argmax(1)
         size, classes = sheet["student"].shape
-        counts = torch.bincount(target * classes + answer, minlength=classes**2)
-        right = f"{(answer == target).sum()} of {size} validation samples are right"
+        counts = torch.bincount(target * classes + predicted, minlength=classes**2)
+        right = f"{(predicted == target).sum()} of {size} validation samples are right"
         pictures = {"confusion": confusion(counts.view(classes, -1).numpy(), right)}
         if "teacher" in sheet:
             heading = f"T = {sheet['temperature'].mean():.3g}"
-            tiles = [tile(sheet, i, "soft_") for i in one_a_class(target, self.classes)]
+            tiles = [tile(sheet, i, "soft_") for i in one_per_class(target, self.classes)]
             pictures["soft_targets"] = answers(tiles, heading)
         if "teacher" in sheet and is_trained:
-            apart = (sheet["teacher"] - sheet["student"]).abs().sum(1)
-            worst = apart.topk(min(self.disagreements, size)).indices.tolist()
+            distance = (sheet["teacher"] - sheet["student"]).abs().sum(1)
+            worst = distance.topk(min(self.disagreements, size)).indices.tolist()
             tiles = [tile(sheet, i) for i in worst]
-            pictures["disagreement"] = answers(tiles, "where they differ most")
+            pictures["disagreement"] = answers(tiles, "largest disagreement")
         return pictures
 
 
-def look(module: Learner, data: Any, count: int) -> Sheet:
-    """What is said of the first N validation samples, on the CPU.
+def probabilities(outputs: dict[str, Any]) -> Sheet:
+    """Probabilities, N×C, of ``student`` and ``teacher`` at T = 1, and with ``soft_`` at T.
 
-    That is ``inputs``, N×… as stored, ``target``, N, and what :func:`said` gives, N×….
+    Also ``target``, N, and T itself as ``temperature``, N; without a teacher only ``student``.
     """
-    split, rows, seen = data.splits["val"], defaultdict(list), 0
-    for _, index, inputs in data.prepared("val").batches(module.device):
-        target = split.target[index].to(module.device)
-        batch = Batch(inputs.to(module.dtype), target, index.to(module.device))
-        for name, value in said(module, batch).items():
-            rows[name].append(value.float().cpu())
-        seen += len(index)
-        if seen >= count:
-            break
-    sheet = {name: torch.cat(parts)[:count] for name, parts in rows.items()}
-    return {**sheet, "inputs": split.inputs[:count].cpu(), "target": split.target[:count].cpu()}
-
-
-def said(module: Learner, batch: Batch) -> Sheet:
-    """Probabilities, B×C, of ``student`` and ``teacher`` at T = 1; with ``soft_`` at T.
-
-    And the ``temperature`` T, B, itself. Without a teacher only the ``student``.
-    """
-    if not isinstance(module, DistillationModule):
-        return {"student": module(batch.inputs).softmax(1)}
-    z_s, teacher, t = module.opinions(batch, "val")
+    z_s, target = outputs["logits"], outputs["target"]
+    sheet = {"target": target, "student": z_s.softmax(1)}
+    if "teacher" not in outputs:
+        return sheet
+    teacher, t = outputs["teacher"], outputs["temperature"]
     return {
-        "student": z_s.softmax(1),
+        **sheet,
         "teacher": teacher(1.0).softmax(1),
         "soft_student": (z_s / t).softmax(1),
         "soft_teacher": (teacher(t) / t).softmax(1),
@@ -110,23 +148,33 @@ def said(module: Learner, batch: Batch) -> Sheet:
     }
 
 
-def one_a_class(target: Tensor, count: int) -> list[int]:
-    """Where the first sample of each class stands, for the first classes that have any."""
+def as_images(inputs: Tensor, spec: Any) -> Tensor:
+    """Normalised inputs as uint8 images, N×C×H×W; as they are where that is not possible."""
+    mean, std = getattr(spec, "mean", None), getattr(spec, "std", None)
+    if mean is None or std is None or inputs.dim() != 4:
+        return inputs
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (mean, std))
+    return ((inputs * std + mean) * 255).round().clamp(0, 255).byte()
+
+
+def one_per_class(target: Tensor, count: int) -> list[int]:
+    """Position of the first sample of each class, for the first classes that have any."""
     return [int((target == c).nonzero()[0]) for c in target.unique()[:count]]
 
 
 def tile(sheet: Sheet, i: int, kind: str = "") -> Tile:
-    """A sample as it is drawn."""
+    """One sample as it is drawn."""
     p_t, p_s = (sheet[kind + name][i] for name in ("teacher", "student"))
     named = [
         f"{name} {p.argmax()} ({100 * p.max():.0f} %)"
         for name, p in (("teacher", p_t), ("student", p_s))
     ]
     title = f"true {sheet['target'][i]}   {'   '.join(named)}"
-    return Tile(image_of(sheet["inputs"][i]), title, p_t.numpy(), p_s.numpy())
+    image = image_of(sheet["inputs"][i]) if "inputs" in sheet else None
+    return Tile(image, title, p_t.numpy(), p_s.numpy())
 
 
 def image_of(sample: Tensor) -> Array | None:
-    """A sample as an image, H×W or H×W×3; None if it is none."""
+    """A sample as an image, H×W or H×W×3; None if it is not one."""
     is_image = sample.dim() == 3 and len(sample) in (1, 3) and sample.dtype == torch.uint8
     return sample.movedim(0, -1).squeeze(-1).numpy() if is_image else None

@@ -1,23 +1,22 @@
 """``kd-inspect net@teacher=… net@student=… data=…``: both networks, layer by layer.
 
-Prints what each layer gives and costs, and proposes pairs of layers for methods that
-compare them, in the form to paste after ``train.py``.
+Prints the output shape and the cost of each layer, and proposes pairs of layers for methods
+that compare them, in the form to paste after ``train.py``.
 """
 
 import hydra
-import torch
 from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from kd_lightning.cli.console import console
 from kd_lightning.cli.launch import find_plugins, quieten, run_job
 from kd_lightning.cli.train import CONF
 from kd_lightning.metrics.cost import count_parameters, multiply_adds
 from kd_lightning.nets.taps import embedding, layers, pairs
-from kd_lightning.runs.build import build_data, make
-from kd_lightning.utils.partials import built
+from kd_lightning.runs.build import build_data, build_task, make
+from kd_lightning.utils.networks import Inputs
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="inspect")
@@ -29,13 +28,12 @@ def main(cfg: DictConfig) -> None:
 
 
 def inspect(cfg: DictConfig) -> float:
-    """Print both networks as the configuration has them, and the pairs."""
-    spec = build_data(cfg).spec
-    sample = torch.zeros(2, *spec.input_shape)
-    nets = {
-        name: built(make(cfg[name]), spec.input_shape, spec.num_classes)
-        for name in ("student", "teacher")
-    }
+    """Print both networks as configured, and the proposed pairs."""
+    task = build_task(cfg, build_data(cfg))
+    example = task.example()
+    assert example is not None
+    sample = example.inputs
+    nets = {name: task.build(make(cfg[name])) for name in ("student", "teacher")}
     print_side_by_side([network_table(name, net, sample) for name, net in nets.items()])
     for line in proposals(nets["student"], nets["teacher"], sample):
         console().print(line, soft_wrap=True, highlight=False, markup=False)
@@ -43,7 +41,7 @@ def inspect(cfg: DictConfig) -> float:
 
 
 def print_side_by_side(tables: list[Table]) -> None:
-    """Print tables beside one another; where the terminal is too narrow, one by one."""
+    """Print tables side by side, or one below the other where the terminal is too narrow."""
     grid = Table.grid(padding=(0, 4))
     grid.add_row(*tables)
     screen = console()
@@ -52,12 +50,12 @@ def print_side_by_side(tables: list[Table]) -> None:
         screen.print(table)
 
 
-def network_table(name: str, net: nn.Module, sample: Tensor) -> Table:
-    """A row a layer: path, output for one sample, parameters, multiply-adds."""
+def network_table(name: str, net: nn.Module, sample: Inputs) -> Table:
+    """A row for each layer: path, output shape of one sample, parameters, multiply-adds."""
     counted = multiply_adds(net, sample)
     table = Table(title=f"{name}: {type(net).__name__}", box=box.SIMPLE_HEAD, title_justify="left")
     for column in ("path", "output", "parameters", "multiply-adds"):
-        left = column == "path"  # the only column that may be folded
+        left = column == "path"  # the only column that may wrap
         table.add_column(
             column,
             justify="left" if left else "right",
@@ -67,24 +65,24 @@ def network_table(name: str, net: nn.Module, sample: Tensor) -> Table:
     shown: set[str] = set()
     for layer in layers(net, sample):
         path = layer.path.partition(":")[0]
-        # of several outputs the first has the costs beside it
+        # A layer with several outputs shows its costs beside the first.
         costs = () if path in shown else (count_parameters(layer.module), counted.get(path, 0))
         shown.add(path)
         table.add_row(layer.path, "×".join(map(str, layer.shape)), *map(in_short, costs))
     whole = count_parameters(net)
-    table.add_row("the whole", "", f"{whole:,}", in_short(counted[""]), style="bold")
+    table.add_row("total", "", f"{whole:,}", in_short(counted[""]), style="bold")
     return table
 
 
 def in_short(count: int) -> str:
-    """``1.18 M`` for 1,179,776; nothing for 0."""
+    """``1.18 M`` for 1,179,776; an empty string for 0."""
     for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return str(count or "")
 
 
-def proposals(student: nn.Module, teacher: nn.Module, sample: Tensor) -> list[str]:
+def proposals(student: nn.Module, teacher: nn.Module, sample: Inputs) -> list[str]:
     """Lines that name corresponding layers, ready to paste."""
     of_student, of_teacher = layers(student, sample), layers(teacher, sample)
     matched = [(s.path, t.path) for s, t in pairs(of_student, of_teacher)]
@@ -107,7 +105,7 @@ def _paste(method: str, found: list[tuple[str, str]]) -> str:
 
 
 def _as_text(path: str) -> str:
-    """A path in quotes where Hydra would take it for a number, as 0.1 of unnamed layers."""
+    """A path, in quotes where Hydra would read it as a number, like 0.1 of unnamed layers."""
     return f"'{path}'" if path.replace(".", "", 1).isdigit() else path
 
 

@@ -1,7 +1,7 @@
-"""The data module under every data set here: samples in memory, taken a batch at a time.
+"""Base class of the datamodules here: samples in memory, read a batch at a time.
 
-Samples stay as they are stored (uint8 images); scaling and normalisation happen once a
-batch, on the device the batch has been moved to. Data sets only say how to `load`.
+Samples stay as they are stored (uint8 images); scaling and normalisation happen once per
+batch, on the device it was moved to. A data set only implements :meth:`load`.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from kd_lightning.data.batches import (
     Split,
     TensorDataset,
 )
-from kd_lightning.data.types import Batch, DataSpec, Prepared
+from kd_lightning.data.types import Batch, ImageSpec, Prepared
 from kd_lightning.utils.errors import UserError
 
 
@@ -30,20 +30,20 @@ class InMemoryDataModule(L.LightningDataModule):
     """Train, validation and test samples held as tensors.
 
     Args:
-        batch_size: samples a training step on each device.
-        eval_batch_size: samples an evaluation step on each device.
-        val_size: validation samples taken out of the training set: a count, or a
-            fraction below 1.
-        split_seed: decides the validation split and the experiments below. It is apart
+        batch_size: samples per training step on each device.
+        eval_batch_size: samples per evaluation step on each device.
+        val_size: validation samples split off the training set: a count, or a fraction
+            below 1.
+        split_seed: seed of the validation split and of the experiments below. It is separate
             from ``seed`` so that no seed of a sweep trains on another's validation data.
-        seed: decides the order of training samples.
-        label_noise: fraction of training labels replaced by another class.
-        train_fraction: fraction of the training samples that is kept.
+        seed: seed of the order of training samples.
+        label_noise: fraction of training labels that are replaced by another class.
+        train_fraction: fraction of the training samples that are kept.
         exclude_classes: classes left out of the training samples.
-        augment: what happens to training samples; nothing where not given.
-        device_resident: keep the samples on the training device.
-        mean: of each channel after scaling to 0…1; computed where not given.
-        std: of each channel after scaling to 0…1; computed where not given.
+        augment: augmentation of the training samples; none by default.
+        device_resident: whether to keep the samples on the training device.
+        mean: of each channel after scaling to 0…1; computed by default.
+        std: of each channel after scaling to 0…1; computed by default.
 
     Raises:
         UserError: if a value is out of range, or the data cannot be read.
@@ -84,13 +84,14 @@ class InMemoryDataModule(L.LightningDataModule):
         self.device_resident = device_resident
         self.mean, self.std = mean, std
         self.splits: dict[str, Split] = {}
+        self._digests: dict[tuple[str, str], str] = {}
 
     def load(self) -> tuple[Split, Split]:
         """Read the official training and test samples."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data and cut it into ``splits`` train, val and test, once."""
+        """Read the data and split it into ``splits`` train, val and test, once."""
         if self.splits:
             return
         full, test = self.load()
@@ -103,11 +104,11 @@ class InMemoryDataModule(L.LightningDataModule):
         mean, std = (self.mean, self.std) if given else _channel_stats(train.inputs)
         assert mean is not None
         assert std is not None
-        self.spec = DataSpec(tuple(full.inputs.shape[1:]), num_classes, tuple(mean), tuple(std))
+        self.spec = ImageSpec(tuple(full.inputs.shape[1:]), num_classes, tuple(mean), tuple(std))
         channels = (len(self.spec.mean), len(self.spec.std))
         _check(
             channels == (full.inputs.shape[1],) * 2,
-            f"data.mean and data.std need one value a channel ({full.inputs.shape[1]})",
+            f"data.mean and data.std need one value per channel ({full.inputs.shape[1]})",
         )
         self._normalize = Normalizer(self.spec)
 
@@ -124,7 +125,7 @@ class InMemoryDataModule(L.LightningDataModule):
         return order[: int(count)], order[int(count) :]
 
     def _experiment(self, train: Split, num_classes: int, generator: torch.Generator) -> Split:
-        """Leave out classes, keep a fraction, spoil labels: in this order, training only."""
+        """Leave out classes, keep a fraction, replace labels, in this order; training only."""
         wrong = set(self.exclude_classes) - set(range(num_classes))
         _check(not wrong, f"data.exclude_classes: no class {sorted(wrong)} in 0…{num_classes - 1}")
         if self.exclude_classes:
@@ -139,10 +140,15 @@ class InMemoryDataModule(L.LightningDataModule):
         return train._replace(target=target)
 
     @property
+    def labels(self) -> Tensor:
+        """Class of each training sample, N."""
+        return self.splits["train"].target
+
+    @property
     def fingerprint(self) -> str:
-        """A hash of what is trained and validated on: content, not file names."""
-        splits = [tensor for name in ("train", "val") for tensor in self.splits[name]]
-        return _hash(*splits, about=(self.spec, self.augment, self.augment.views))
+        """A hash of what is trained and validated on: of content, not of file names."""
+        parts = [self._digest(split, name) for split in ("train", "val") for name in Split._fields]
+        return _hash(*parts, self.spec, self.augment, self.augment.views)
 
     def prepared(self, split: str) -> Prepared:
         """A split as networks see it, for what is computed once and kept."""
@@ -155,16 +161,29 @@ class InMemoryDataModule(L.LightningDataModule):
                     batch = Batch(inputs[index].to(device), index, index.to(device))
                     yield view, index, self._transform(batch, augment, view, torch.float32).inputs
 
-        fingerprint = _hash(inputs, about=(self.spec, augment))
+        def fingerprint() -> str:
+            return _hash(self._digest(split, "inputs"), self.spec, augment)
+
         return Prepared(len(inputs), augment.views if augment else 1, fingerprint, batches)
+
+    def _digest(self, split: str, name: str) -> str:
+        """Hash of one tensor of a split, computed once: teachers and caches both ask for it."""
+        if (split, name) not in self._digests:
+            tensor = getattr(self.splits[split], name).cpu().contiguous()
+            digest = hashlib.blake2b(tensor.numpy().data, digest_size=16)
+            self._digests[split, name] = digest.hexdigest()
+        return self._digests[split, name]
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move a batch; Lightning's own way looks for tensors inside of any structure."""
-        if not isinstance(batch, Batch):
+        """Move a batch. Lightning's generic search for tensors takes longer than the copy."""
+        if not isinstance(batch, Batch) or batch.index is None:
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return Batch(*(part.to(device, non_blocking=True) for part in batch))
+        x, y, i = (
+            part.to(device, non_blocking=True) for part in (batch.inputs, batch.target, batch.index)
+        )
+        return Batch(x, y, i, batch.share)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment, scale and normalise, on the device, once."""
@@ -181,6 +200,7 @@ class InMemoryDataModule(L.LightningDataModule):
     def _transform(
         self, batch: Batch, augment: Augment | None, epoch: int, dtype: torch.dtype
     ) -> Batch:
+        assert batch.index is not None
         x = augment(batch.inputs, batch.index, epoch) if augment else batch.inputs
         return batch._replace(inputs=self._normalize(x.to(dtype)))
 
@@ -213,17 +233,14 @@ class InMemoryDataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def _hash(*tensors: Tensor, about: Any) -> str:
-    digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
-    for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+def _hash(*parts: Any) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def _loader(data: TensorDataset, batches: Sampler[Tensor]) -> DataLoader[Batch]:
-    # batch_size=None: the sampler's index tensor goes to the data set as it is. A generator of
-    # its own: a loader draws a number when an epoch starts, but not when a run is resumed, and
-    # what the networks draw after it must not depend on that.
+    # batch_size=None passes the sampler's index tensor to the data set as it is. The loader has a
+    # generator of its own because it draws a number when an epoch starts, but not when a run is
+    # resumed, and the networks' random numbers must not depend on that.
     return DataLoader(data, sampler=batches, batch_size=None, generator=torch.Generator())
 
 

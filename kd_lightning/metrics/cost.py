@@ -1,65 +1,83 @@
-"""What a network costs: parameters, bytes, multiply-adds, and the time of one answer."""
+"""Costs of a network: parameters, bytes, multiply-adds, and latency."""
 
 import time
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_lightning.nets.taps import dry_run, evaluating
+from kd_lightning.utils.networks import Inputs, apply, call, evaluating, size_of
 
-PASSES, SECONDS = 30, 0.2  # of the timing: so many, or as many as fit
+PASSES, SECONDS = 30, 0.2  # timed forward passes: at most so many, and no new one after so long
 
 
-def costs(net: nn.Module, sample: Tensor) -> dict[str, float]:
-    """What a network costs on the device it lies on.
+def costs(net: nn.Module, sample: Inputs) -> dict[str, float]:
+    """Return the costs of a network on its current device.
 
-    - ``parameters``: their number.
-    - ``bytes``: of parameters and buffers, as they lie in memory.
-    - ``multiply_adds``: for one sample, of convolutions and products of matrices.
-    - ``latency_ms``: median time of an answer to one sample, in milliseconds; on this machine
-      and beside whatever else it does.
+    - ``parameters``: number of parameters.
+    - ``bytes``: memory of parameters and buffers as stored.
+    - ``multiply_adds``: multiply-adds of convolutions and matrix products for one sample.
+    - ``latency_ms``: median time of a forward pass of one sample, in milliseconds. It depends
+      on the machine and its load.
 
     Args:
-        net: the network; it stays in the mode it is in.
+        net: the network; its training mode is restored.
         sample: a batch of inputs, of any content.
     """
+    # Buffers count: the statistics of batch normalisation are shipped with the weights.
     kept = [*net.parameters(), *net.buffers()]
     return {
         "parameters": count_parameters(net),
         "bytes": sum(tensor.nbytes for tensor in kept),
         "multiply_adds": multiply_adds(net, sample)[""],
-        "latency_ms": round(latency(net, sample[:1]), 4),
+        "latency_ms": round(latency(net, apply(sample, lambda x: x[:1])), 4),
     }
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Number of a network's parameters."""
+    """Return the number of a network's parameters."""
     return sum(p.numel() for p in net.parameters())
 
 
-def multiply_adds(net: nn.Module, sample: Tensor) -> dict[str, int]:
-    """Multiply-adds of each module for one sample, by path; the whole network's at ``""``."""
+def multiply_adds(net: nn.Module, sample: Inputs) -> dict[str, int]:
+    """Return the multiply-adds of each module for one sample.
+
+    Args:
+        net: the network.
+        sample: a batch of inputs, of any content.
+
+    Returns:
+        Multiply-adds by module path; ``""`` is the whole network.
+    """
     counter = FlopCounterMode(display=False)
-    with counter:
-        dry_run(net, sample, ())
+    with counter, evaluating(net), torch.no_grad():
+        call(net, sample)
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    per_sample = {name: count // (2 * len(sample)) for name, count in counts.items()}
+    # torch counts FLOPs, two per multiply-add, and over the whole batch
+    per_sample = {name: count // (2 * size_of(sample)) for name, count in counts.items()}
     prefix = f"{type(net).__name__}."
     return {"": per_sample["Global"], **{k.removeprefix(prefix): v for k, v in per_sample.items()}}
 
 
 @torch.inference_mode()
-def latency(net: nn.Module, inputs: Tensor) -> float:
-    """Median time of a pass in evaluation mode, in milliseconds."""
+def latency(net: nn.Module, inputs: Inputs) -> float:
+    """Return the median time of a forward pass in evaluation mode, in milliseconds.
+
+    Args:
+        net: the network; its training mode is restored.
+        inputs: a batch of inputs.
+    """
+    # the median, because a mean is dominated by the few passes that the scheduler interrupts
     seconds = []
+    is_cuda = any(p.is_cuda for p in net.parameters())
     with evaluating(net):
-        net(inputs)  # the first one allocates
+        call(net, inputs)  # not timed: the first pass allocates memory and selects kernels
         while len(seconds) < PASSES and sum(seconds) < SECONDS:
             start = time.perf_counter()
-            net(inputs)
-            if inputs.is_cuda:
-                torch.cuda.synchronize(inputs.device)
+            call(net, inputs)
+            # kernels run asynchronously: without this only their launch would be timed
+            if is_cuda:
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     return 1000 * median(seconds)

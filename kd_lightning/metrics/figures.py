@@ -193,13 +193,23 @@ def show(name: str, value: float) -> str:
 
 
 def with_unit(value: float, unit: Unit) -> str:
-    """A number as text: shares as percentages, large numbers with separators."""
+    """A number as text, with the sign of its unit where it has one."""
+    sign = {"%": " %", "×": "×"}.get(unit, "")
+    return number(value, unit) + sign
+
+
+def number(value: float, unit: Unit) -> str:
+    """A number as text where the unit is given elsewhere: shares in percent, large ones grouped.
+
+    >>> number(0.97734, "%"), number(2078.5, "samples"), number(44.09, "×")
+    ('97.73', '2,078.5', '44.1')
+    """
     if unit == "%":
-        return f"{100 * value:.2f} %"
-    if unit == "×":
-        return f"{value:.1f}×"
-    if unit == "s":
+        return f"{100 * value:.2f}"
+    if unit in ("×", "s"):
         return f"{value:.1f}"
-    if value == int(value) or abs(value) >= 1000:
+    if unit == "samples" and not float(value).is_integer():
+        return f"{value:,.1f}"
+    if float(value).is_integer() or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""The LightningModules: for a teacher, for its student, for students among themselves."""
+"""The LightningModules: of a teacher, of its student, and of students of one another."""
 
 from kd_lightning.modules.distillation import DistillationModule as DistillationModule
 from kd_lightning.modules.mutual import MutualModule as MutualModule

@@ -1,61 +1,70 @@
-"""What every training has in common: optimizer, logging by step, evaluation by epoch."""
+"""What every training has in common: batches, optimizer, logging by step, evaluation by epoch."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kd_lightning.data.types import Batch, DataSpec
+from kd_lightning.data.types import Batch, as_batch
 from kd_lightning.metrics.cost import costs
-from kd_lightning.metrics.evaluation import Evaluation, Evidence
+from kd_lightning.metrics.diagnostics import Diagnostics
+from kd_lightning.metrics.evaluation import Evaluation
 from kd_lightning.modules.step_terms import StepTerms
+from kd_lightning.tasks import Classification, Task
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.networks import Inputs, call, fitting
 
-NetFactory = Callable[[tuple[int, ...], int], nn.Module]
+NetFactory = Callable[..., nn.Module]
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 LRSchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
-class Learner(L.LightningModule):
+class BaseModule(L.LightningModule):
     """Trains the one network that :attr:`network_name` names.
 
+    Batches are ``(x, y)``, dictionaries with ``labels``, or
+    :class:`~kd_lightning.data.types.Batch`.
+
     Args:
-        spec: shape, classes, mean and standard deviation of the data.
-        optimizer: makes the optimizer from groups of parameters; Adam at 1e-3 where not given.
+        task: what is predicted; by default one class for each sample.
+        optimizer: makes the optimizer from parameter groups; Adam with a learning rate of
+            1e-3 by default. Overriding ``configure_optimizers`` works as usual.
         lr_scheduler: makes a learning-rate schedule by epoch from the optimizer.
-        with_teacher: whether evaluation compares with a teacher.
     """
 
     network_name: str
-    role = "student"  # what the network is called in tables
+    takes_teacher = False  # whether a teacher can be passed to the constructor
 
     def __init__(
         self,
-        spec: DataSpec,
+        task: Task | None = None,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: LRSchedulerFactory | None = None,
-        with_teacher: bool = False,
     ) -> None:
         super().__init__()
-        self.spec = spec
+        self.task = task or Classification()
         self.make_optimizer = optimizer or torch.optim.Adam
         self.make_lr_scheduler = lr_scheduler
-        self.evaluation = Evaluation(spec.num_classes, with_teacher)
-        self.evidence = Evidence(spec.num_classes, with_teacher)
-        self.tables: dict[str, Tensor] = {}  # for pictures, of the last thorough validation
+        self.evaluation: Evaluation | None = None  # made for the classes of the first batch
+        self.diagnostics: Diagnostics | None = None
+        self.tables: dict[str, Tensor] = {}  # for plots, of the last thorough validation
         self.step_terms = StepTerms()
         self.progress = 0.0  # epochs trained so far; 2.5 is the middle of the third
-        self.example_input_array = torch.zeros(2, *spec.input_shape)
+        example = self.task.example()
+        if example is not None:
+            self.example_input_array = example.inputs
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes here which hook it is in, 40 times a step; torch would ask each time
-        # whether that is a parameter
+        # Lightning notes the running hook here, 40 times a step; torch would check each time
+        # whether it is a parameter.
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
@@ -66,8 +75,19 @@ class Learner(L.LightningModule):
         """The network in training."""
         return self.get_submodule(self.network_name)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.network(inputs)
+    @property
+    def role(self) -> str:
+        """What the trained network is: ``teacher``, ``student``, ``baseline``, ``control: …``."""
+        return "student"
+
+    @property
+    def with_teacher(self) -> bool:
+        """Whether evaluation compares the network with a teacher."""
+        return False
+
+    def forward(self, inputs: Inputs | None = None, **named: Tensor) -> Tensor:
+        """Logits, B×C or B×L×C, of inputs given as one tensor or by argument name."""
+        return call(self.network, named if inputs is None else inputs)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss by name, ``loss`` among them; scalars."""
@@ -82,32 +102,55 @@ class Learner(L.LightningModule):
         return self.costs_of(self.network)
 
     def costs_of(self, net: nn.Module) -> dict[str, float]:
-        """See :func:`~kd_lightning.metrics.cost.costs`; on the device this module lies on."""
-        sample = torch.zeros(2, *self.spec.input_shape, device=self.device)
-        sample = sample.to(next(net.parameters()).dtype)
-        return costs(net, sample)
+        """See :func:`~kd_lightning.metrics.cost.costs`; empty where no example is known."""
+        example = self.task.example()
+        return costs(net, fitting(example.inputs, net)) if example is not None else {}
 
     @property
     def is_thorough(self) -> bool:
-        """Whether evaluation looks at everything: not between epochs, where it is to be quick."""
+        """Whether evaluation computes diagnostics, too: not between epochs, to save time."""
         return self.trainer.state.fn != TrainerFn.FITTING
 
-    def evaluate(self, batch: Batch, split: str) -> None:
-        """Add a batch of a split, ``val`` or ``test``, to what is measured."""
-        logits = self(batch.inputs)
-        self.evaluation.update(logits, batch.target)
-        if self.is_thorough:
-            self.evidence.update(logits, batch.target)
+    def setup(self, stage: str) -> None:
+        """Learn from the datamodule, if it says so, what the data are."""
+        if self.task.spec is None:
+            self.task.spec = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.progress = self.current_epoch + batch_idx / self.trainer.num_training_batches
+    def example_batch(self) -> Batch:
+        """A batch for dry runs: the task's, else the first of the training data, on the CPU."""
+        example = self.task.example()
+        if example is not None:
+            return example
+        with isolate_rng():  # a loader draws a seed; training must not depend on this look
+            # The property's side effect is documented: it makes the training dataloader.
+            assert self.trainer.estimated_stepping_batches
+            loader = self.trainer.train_dataloader
+            assert loader is not None
+            return as_batch(
+                self.trainer.strategy.batch_to_device(next(iter(loader)), torch.device("cpu"))
+            )
+
+    def evaluate(self, batch: Batch) -> dict[str, Any]:
+        """Predictions for a batch of validation or test data.
+
+        Returns:
+            ``logits``, N×C, and ``target``, N, of the rows that are asked for. Callbacks get
+            it as ``outputs``, so that none of them runs a network again.
+        """
+        logits = self.task.rows(self(batch.inputs), batch.target)
+        return {"logits": logits, "target": self.task.rows(batch.target, batch.target)}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = as_batch(batch)
+        steps = self.trainer.num_training_batches
+        self.progress = self.current_epoch + (batch_idx / steps if math.isfinite(steps) else 0.0)
         terms = self.terms(batch)
         self.step_terms.add(terms)
-        return terms["loss"]
+        return terms["loss"] if batch.share == 1.0 else terms["loss"] * batch.share
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if (batch_idx + 1) % every == 0 or self.trainer.is_last_batch:
+        if (batch_idx + 1) % max(every, 1) == 0 or self.trainer.is_last_batch:
             self._log_steps()
 
     def _log_steps(self) -> None:
@@ -116,49 +159,82 @@ class Learner(L.LightningModule):
             terms = self.step_terms.flush(self.trainer.fit_loop.total_batch_idx + 1)
         except FloatingPointError as error:
             problem = str(error)
-        # all ranks stop together: one that went on would wait for the others for ever
+        # All ranks stop together: one that went on would wait for the others forever.
         if self.trainer.strategy.reduce_boolean_decision(bool(problem), all=False):
             raise UserError(self._diverged(problem or "a step of another process"))
         values = {f"train/{k}": v for k, v in {**terms, **self.settings()}.items()}
-        # not through self.log alone: it writes at steps of Lightning's own choice only
+        # Not through self.log alone, which writes only at steps of Lightning's choice.
         for logger in self.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
-        self.log("train/loss", values.pop("train/loss"), prog_bar=True, logger=False)
-        if self.trainer.is_last_batch:  # for whatever monitors an epoch
-            self.log_dict(values, logger=False)
+        self.log("train/loss", values.pop("train/loss"), prog_bar=True, logger=False, batch_size=1)
+        if self.trainer.is_last_batch:  # for callbacks that monitor an epoch
+            self.log_dict(values, logger=False, batch_size=1)
 
     def _diverged(self, what: str) -> str:
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         kept = f"the last good checkpoint is {best}" if best else "no epoch had ended yet"
         return f"the loss is not finite at {what}; try a lower optimizer.lr; {kept}"
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate(batch, "val")
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        return self._evaluation_step(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate(batch, "test")
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        return self._evaluation_step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Probabilities, B×C or B×L×C, of batches with labels or of inputs alone."""
+        is_labelled = isinstance(batch, tuple | list) or (
+            isinstance(batch, dict) and "labels" in batch
+        )
+        return self(as_batch(batch).inputs if is_labelled else batch).softmax(-1)
+
+    def _evaluation_step(self, batch: Any, split: str) -> dict[str, Any]:
+        batch = as_batch(batch)
+        outputs = self.evaluate(batch)
+        self.measure(outputs, split)
+        return outputs
+
+    def measure(self, outputs: dict[str, Any], split: str) -> None:
+        """Add what :meth:`evaluate` returns to what is measured of a split."""
+        self._make_metrics(outputs["logits"])
+        assert self.evaluation is not None
+        assert self.diagnostics is not None
+        teacher = outputs.get("teacher")
+        self.evaluation.update(
+            outputs["logits"], outputs["target"], teacher(1.0) if teacher else None
+        )
+        if self.is_thorough:
+            self.diagnostics.update(
+                outputs["logits"], outputs["target"], teacher, outputs.get("temperature", 1.0)
+            )
+
+    def _make_metrics(self, logits: Tensor) -> None:
+        # Late, because without a specification the first logits tell the number of classes.
+        if self.evaluation is None:
+            classes = logits.shape[-1]
+            self.evaluation = self.task.evaluation(classes, self.with_teacher).to(self.device)
+            self.diagnostics = self.task.diagnostics(classes, self.with_teacher).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         values = self.log_evaluation("val")
-        if not torch.isfinite(values["loss"]):
+        if "loss" in values and not torch.isfinite(values["loss"]):
             raise UserError(self._diverged(f"step {self.global_step}: val/loss={values['loss']}"))
 
     def on_test_epoch_end(self) -> None:
         self.log_evaluation("test")
 
     def log_evaluation(self, split: str) -> dict[str, Tensor]:
-        """Log the figures of a split that has just been evaluated, and give them back."""
+        """Log the figures of a split that has just been evaluated, and return them."""
+        if self.evaluation is None or self.diagnostics is None:
+            return {}  # no batch came
         values = self.evaluation.result()
         if self.is_thorough:
-            further, tables = self.evidence.result()
+            further, tables = self.diagnostics.result()
             values |= {k: v for k, v in further.items() if k not in values}
             self.tables = tables if split == "val" else self.tables
-        # already gathered over the ranks; sync_dist only tells Lightning so. What is thorough
-        # comes once, of the best epoch: it is no further point of a curve over epochs
-        logger = False if self.is_thorough else None
         for name, value in values.items():
-            bar = name == "accuracy"
-            self.log(f"{split}/{name}", value, prog_bar=bar, logger=logger, sync_dist=True)
+            # Gathered over the ranks already; sync_dist only tells Lightning so.
+            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True)
         return values
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -172,21 +248,21 @@ class Learner(L.LightningModule):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which network the checkpoint holds and for what data; plain values only."""
+        """Note which network the checkpoint holds and for what data; plain values only."""
         checkpoint["network"] = self.network_name
-        checkpoint["spec"] = self.spec.plain()
+        checkpoint.update(self.task.plain())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The weights are those of the end of an epoch; so are settings that follow the time."""
+        """Set the time of schedules to the end of the epoch that the weights are of."""
         self.progress = checkpoint["epoch"] + 1.0
 
 
 def with_channels_last(net: nn.Module) -> nn.Module:
-    """The network with its convolutions in N×H×W×C order.
+    """Put a network's convolutions into N×H×W×C order.
 
-    A step of the reference student takes 6.3 ms so instead of 9.5 ms, an answer of the
-    reference teacher 25 ms instead of 35 ms (batch 64, two CPU cores); tensor cores of
-    GPUs want the same order.
+    A step of the reference student takes 6.3 ms instead of 9.5 ms, and a forward pass of the
+    reference teacher 25 ms instead of 35 ms (batch 64, two CPU cores); tensor cores of GPUs
+    want the same order.
     """
     for layer in net.modules():
         if isinstance(layer, nn.MaxPool2d):
@@ -195,10 +271,10 @@ def with_channels_last(net: nn.Module) -> nn.Module:
 
 
 def _pool_in_order(pool: nn.Module, args: Any, output: Any) -> None:
-    """Bring a gradient into the order of the map it is for, before it goes through a pooling.
+    """Bring a gradient into the memory order of its map before it reaches a pooling layer.
 
-    What comes back through a flattening is in N×C×H×W order, and torch then copies the
-    large map twice: 2.7 of 17.4 ms of a step of the reference student (batch 256).
+    A gradient that comes back through a flattening is in N×C×H×W order, and torch then copies
+    the large map twice: 2.7 of 17.4 ms of a step of the reference student (batch 256).
     """
     if isinstance(output, Tensor) and output.requires_grad:
         output.register_hook(lambda g: g.contiguous(memory_format=torch.channels_last))

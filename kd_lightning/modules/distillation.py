@@ -1,62 +1,123 @@
 """DistillationModule: a student that learns from labels and from a frozen teacher."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.types import Batch, DataSpec, Prepared
-from kd_lightning.metrics.evaluation import LogitsAt
-from kd_lightning.modules.base import Learner, NetFactory, with_channels_last
-from kd_lightning.nets.ensemble import mean_probabilities
-from kd_lightning.nets.taps import Outputs, tapped
+from kd_lightning.data.types import Batch
+from kd_lightning.modules.base import BaseModule, NetFactory, with_channels_last
+from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
+from kd_lightning.nets.taps import Outputs, dry_run, tapped
 from kd_lightning.objective import Objective
-from kd_lightning.teachers.cache import Answers, TeacherCache, ask
-from kd_lightning.utils.partials import built
+from kd_lightning.teachers.cache import CachedOutputs, TeacherCache, run_teacher
+from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.networks import fitting
 
 
-class DistillationModule(Learner):
+class DistillationModule(BaseModule):
     """Minimises an objective between a student and a frozen teacher.
 
     The teacher gets no gradient, stays in evaluation mode (dropout and batch statistics
-    too), and is in no checkpoint. Layers that terms of the objective need are trained and
-    kept beside the student, and are no part of it.
+    too), and is in no checkpoint. Layers that transfer terms need are trained and saved beside
+    the student, and are no part of it.
+
+    The teacher's outputs are cached if the datamodule offers ``prepared(split)`` and batches
+    carry the index of each sample (see :class:`~kd_lightning.data.types.Offers`); otherwise
+    the teacher runs in every step.
 
     Args:
-        student: makes the student from (input_shape, num_classes).
-        teacher: the trained network, B×… to logits B×C, or B×M×C of several.
-        objective: puts the loss together.
-        spec: shape, classes, mean and standard deviation of the data.
-        labels: class of each training sample, N, for terms that ask for it.
-        **training: see :class:`~kd_lightning.modules.base.Learner`.
+        student: the network to train; or a factory that makes it for the task's data.
+        teacher: the trained network, or several, whose predictions are averaged; None where
+            the objective needs none.
+        objective: puts the loss together; by default soft targets at T = 5 with α = 0.5.
+        labels: class of each training sample, N, for terms that need them; by default those
+            of the datamodule.
+        cache: where the teacher's outputs are kept; by default in memory.
+        **training: see :class:`~kd_lightning.modules.base.BaseModule`.
+
+    Raises:
+        UserError: if the objective needs a teacher and there is none, or a term does not fit
+            the networks. Without a task that knows its data, terms are checked when training
+            starts.
+
+    >>> student, teacher = nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    >>> module = DistillationModule(student, teacher, Objective(temperature=4.0, alpha=0.9))
+    >>> sorted(module.state_dict())
+    ['student.bias', 'student.weight']
     """
 
     network_name = "student"
+    takes_teacher = True
 
     def __init__(
         self,
-        student: NetFactory,
-        teacher: nn.Module,
-        objective: Objective,
-        spec: DataSpec,
+        student: nn.Module | NetFactory,
+        teacher: nn.Module | NetFactory | Sequence[nn.Module] | None = None,
+        objective: Objective | None = None,
         labels: Tensor | None = None,
+        cache: TeacherCache | None = None,
         **training: Any,
     ) -> None:
-        super().__init__(spec, with_teacher=True, **training)
-        self.student = with_channels_last(built(student, spec.input_shape, spec.num_classes))
-        self.teacher = with_channels_last(teacher).requires_grad_(False).eval()
-        self.objective = objective
-        labels = torch.empty(0, dtype=torch.long) if labels is None else labels
-        sample = torch.zeros(2, *spec.input_shape)
-        objective.build(self.student, self.teacher, sample, spec.num_classes, labels)
-        self.answers: dict[str, Answers] = {}
-        self.strict_loading = False  # checkpoints lack the teacher
+        super().__init__(**training)
+        self.objective = objective if objective is not None else Objective()
+        if teacher is None and self.objective.needs_teacher:
+            raise UserError("this objective needs a teacher: see teacher=, teacher_from=")
+        self.student = with_channels_last(self.task.build(student))
+        self.teacher = self._frozen(teacher)
+        self.labels = labels
+        self.cache = cache if cache is not None else TeacherCache(root=None)
+        self.cached: dict[str, CachedOutputs] = {}  # by split
+        self._cached_of: Any = None  # the datamodule that they are of
+        self._unbuilt: dict[str, Tensor] = {}  # weights of terms that are not built yet
+        waits = labels is None and any(t.needs_labels for t in self.objective.terms.values())
+        if (example := self.task.example()) is not None and not waits:
+            self._build_objective(example)
         self.register_state_dict_post_hook(_drop_teacher)
+        self.register_load_state_dict_pre_hook(_keep_teacher)
+
+    def _frozen(self, teacher: Any) -> nn.Module | None:
+        if teacher is None:
+            return None
+        several = isinstance(teacher, Sequence)
+        net = Ensemble(teacher) if several else self.task.build(teacher)
+        return with_channels_last(net).requires_grad_(False).eval()
+
+    def _build_objective(self, example: Batch) -> None:
+        """Make the layers of the terms, which depend on the shapes of both networks' layers."""
+        if self.objective.is_built or self.teacher is None:
+            return
+        inputs = fitting(example.inputs, self.student)
+        classes = dry_run(self.student, inputs, ())["logits"].shape[-1]
+        labels = self.task.labels(self.labels) if self.labels is not None else None
+        self.objective.build(
+            *(self.student, self.teacher, inputs, classes, labels),
+            lambda values: self.task.rows(values, example.target),
+        )
+        self.objective.to(self.device)
+        if self._unbuilt:
+            self.objective.load_state_dict(self._unbuilt)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.labels is None:
+            self.labels = getattr(getattr(self.trainer, "datamodule", None), "labels", None)
+        if stage == "fit" and not self.objective.is_built:
+            self._build_objective(self.example_batch())
+
+    @property
+    def role(self) -> str:
+        return self.objective.role
+
+    @property
+    def with_teacher(self) -> bool:
+        return self.teacher is not None
 
     def train(self, mode: bool = True) -> "DistillationModule":
         super().train(mode)
-        self.teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -64,52 +125,88 @@ class DistillationModule(Learner):
 
     def terms_of(self, student: nn.Module, objective: Objective, batch: Batch) -> dict[str, Tensor]:
         """The terms of a training batch, of a student and an objective that may be copies."""
-        z_s = tapped(student, batch.inputs, objective.student_paths)
-        z_t = self.teacher_outputs(batch, "train") if objective.needs_teacher else None
-        return objective(z_s, z_t, batch.target, batch.index, self.progress)
+        z_s = self._rows(tapped(student, batch.inputs, objective.student_paths), batch)
+        z_t = None
+        if objective.needs_teacher:
+            z_t = self._rows(self.teacher_outputs(batch, "train"), batch)
+        target = self.task.rows(batch.target, batch.target)
+        return objective(z_s, z_t, target, self.task.row_index(batch), self.progress)
+
+    def _rows(self, outputs: Outputs, batch: Batch) -> Outputs:
+        return {name: self.task.rows(values, batch.target) for name, values in outputs.items()}
 
     def settings(self) -> dict[str, float]:
         return self.objective.settings(self.progress)
 
     def describe(self) -> dict[str, float]:
-        student, teacher = self.costs_of(self.student), self.costs_of(self.teacher)
+        student = self.costs_of(self.student)
+        if self.teacher is None or not student:
+            return student
+        teacher = self.costs_of(self.teacher)
         return {
             **student,
             **{f"teacher_{name}": cost for name, cost in teacher.items()},
             "compression": teacher["parameters"] / student["parameters"],
         }
 
-    def evaluate(self, batch: Batch, split: str) -> None:
-        z_s, teacher, temperature = self.opinions(batch, split)
-        self.evaluation.update(z_s, batch.target, teacher(1.0))
-        if self.is_thorough:
-            self.evidence.update(z_s, batch.target, teacher, temperature)
+    def evaluate(self, batch: Batch) -> dict[str, Any]:
+        """Predictions of both networks; see :meth:`BaseModule.evaluate`.
 
-    def opinions(self, batch: Batch, split: str) -> tuple[Tensor, LogitsAt, float | Tensor]:
-        """The student's logits, B×C, the teacher's at any temperature, and T of the training."""
-        z_s, z_t = self.student(batch.inputs), self.teacher_outputs(batch, split)["logits"]
-        temperature = self.objective.temperature_of(z_s, z_t, self.progress)
-        return z_s, partial(mean_probabilities, z_t), temperature
+        Returns:
+            Also ``teacher``, a function from a temperature to the teacher's logits, N×C, and
+            ``temperature``, T of the training. It is a function because the mean of several
+            teachers' probabilities depends on T.
+        """
+        outputs = super().evaluate(batch)
+        if self.teacher is None:
+            return outputs
+        if not self.objective.is_built:
+            self._build_objective(batch)  # a learned temperature, evaluated before any training
+        split = "test" if self.trainer.testing else "val"
+        z_t = self.task.rows(self.teacher_outputs(batch, split)["logits"], batch.target)
+        temperature = self.objective.temperature_of(outputs["logits"], z_t, self.progress)
+        return {
+            **outputs,
+            "teacher": partial(mean_probabilities, z_t),
+            "temperature": temperature,
+        }
 
     def teacher_outputs(self, batch: Batch, split: str) -> Outputs:
-        """What the teacher says of a batch of a split; from memory where it can.
+        """The teacher's outputs for a batch of a split, from the cache where it has them.
 
-        That is its ``logits`` and, of training samples, the layers that terms look at.
+        These are its ``logits`` and, of training samples, the layers that terms compare.
         """
-        if split in self.answers:
-            return self.answers[split].read(batch.index, self.current_epoch)
-        return ask(self.teacher, batch.inputs, self._paths(split))
+        if split in self.cached and batch.index is not None:
+            return self.cached[split].read(batch.index, self.current_epoch)
+        assert self.teacher is not None
+        return run_teacher(self.teacher, batch.inputs, self._paths(split))
 
-    def remember(
-        self, split: str, inputs: Prepared, cache: TeacherCache, device: torch.device
-    ) -> None:
-        """Have the teacher answer to a whole split once, before its batches come."""
-        if split != "train" or self.objective.needs_teacher:
-            answers = cache.answers(self.teacher, inputs, device, self._paths(split))
-            self.answers |= {split: answers} if answers else {}
+    def on_fit_start(self) -> None:
+        # Here, not in setup, because only now the teacher is on its device.
+        self._fill_cache("train", "val")
+
+    def on_validation_start(self) -> None:
+        self._fill_cache("val")
+
+    def on_test_start(self) -> None:
+        self._fill_cache("test")
+
+    def _fill_cache(self, *splits: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not self._cached_of:  # the same index is another sample there
+            self.cached, self._cached_of = {}, datamodule
+        prepared = getattr(datamodule, "prepared", None)
+        if prepared is None or self.teacher is None:
+            return
+        for split in splits:
+            is_needed = split != "train" or self.objective.needs_teacher
+            if is_needed and split not in self.cached:
+                device, paths = self.trainer.strategy.root_device, self._paths(split)
+                found = self.cache.outputs(self.teacher, prepared(split), device, paths)
+                self.cached |= {split: found} if found else {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The layers of terms with a learning rate of their own are groups of their own."""
+        """Layers of terms with a learning rate of their own are groups of their own."""
         own = {name: t for name, t in self.objective.terms.items() if t.lr is not None}
         groups = [{"params": list(term.parameters()), "lr": term.lr} for term in own.values()]
         apart = {id(p) for group in groups for p in group["params"]}
@@ -123,5 +220,19 @@ class DistillationModule(Learner):
 def _drop_teacher(
     module: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any]
 ) -> None:
+    """Keep the teacher out of checkpoints: it is large, and it has a checkpoint of its own."""
     for key in [k for k in state if k.startswith(f"{prefix}teacher.")]:
         del state[key]
+
+
+def _keep_teacher(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Let a checkpoint without the teacher load strictly, so that any other difference shows."""
+    assert isinstance(module, DistillationModule)
+    if module.teacher is not None:
+        own = module.teacher.state_dict(prefix=f"{prefix}teacher.")
+        state.update(own)
+    if not module.objective.is_built:  # its layers come with the first batch
+        start = f"{prefix}objective."
+        module._unbuilt = {k.removeprefix(start): state[k] for k in state if k.startswith(start)}
+        for key in [k for k in state if k.startswith(start)]:
+            del state[key]

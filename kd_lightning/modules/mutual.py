@@ -7,76 +7,89 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.types import Batch, DataSpec
+from kd_lightning.data.types import Batch
 from kd_lightning.metrics.cost import count_parameters
 from kd_lightning.metrics.evaluation import Evaluation
-from kd_lightning.modules.base import Learner, NetFactory, with_channels_last
+from kd_lightning.modules.base import BaseModule, NetFactory, with_channels_last
 from kd_lightning.objective import Objective
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.partials import built
+from kd_lightning.utils.networks import call
 
 
-class MutualModule(Learner):
+class MutualModule(BaseModule):
     """Each student minimises the mean of an objective over all the others as its teacher.
 
     The first student is the one that counts: ``accuracy`` is its figure, and it is what a
-    finished run gives back.
+    finished run returns.
 
     Args:
-        students: by name, what makes each student from (input_shape, num_classes); None
-            for another one like the first.
-        objective: between one student and another, which gets no gradient from it.
-        spec: shape, classes, mean and standard deviation of the data.
-        **training: see :class:`~kd_lightning.modules.base.Learner`.
+        students: networks by name, or factories that make them for the task's data; None for
+            one more from the first one's factory.
+        objective: between one student and another, which gets no gradient from it; by default
+            that of the paper, hard loss plus KL at T = 1.
+        **training: see :class:`~kd_lightning.modules.base.BaseModule`.
 
     Raises:
-        UserError: if there is one student only, one has a name that cannot be, or the
-            objective compares layers.
+        UserError: if there are fewer than two students, a name is reserved, or the objective
+            compares layers.
 
     Source: Zhang et al. 2018, "Deep Mutual Learning", arXiv 1706.00384.
     """
 
     def __init__(
         self,
-        students: Mapping[str, NetFactory | None],
-        objective: Objective,
-        spec: DataSpec,
+        students: Mapping[str, nn.Module | NetFactory | None],
+        objective: Objective | None = None,
         **training: Any,
     ) -> None:
-        super().__init__(spec, **training)
+        super().__init__(**training)
+        if objective is None:
+            objective = Objective(alpha=1.0, temperature=1.0, hard_weight=1.0)
         if not isinstance(students, Mapping) or len(students) < 2:
-            raise UserError("model.students needs two students or more: first, second …")
+            raise UserError("model.students needs at least two students: first, second, …")
         if objective.terms:
-            raise UserError("model=mutual compares answers only: choose a method without layers")
+            raise UserError("model=mutual compares logits only: choose a method without layers")
         if wrong := [n for n in students if n == "loss" or hasattr(nn.ModuleDict, n)]:
-            raise UserError(f"model.students.{wrong[0]}: a student cannot be called so")
+            raise UserError(f"model.students.{wrong[0]}: this name is reserved, choose another")
         first, *self.others = students
         usual = students[first]
         if usual is None:
             raise UserError(f"model.students.{first} needs a network: net@model.students.{first}=")
+        if isinstance(usual, nn.Module) and None in students.values():
+            raise UserError("model.students: None repeats a factory; pass another network instead")
         self.students = nn.ModuleDict(
             {
-                name: with_channels_last(built(make or usual, spec.input_shape, spec.num_classes))
-                for name, make in students.items()
+                name: with_channels_last(self.task.build(given if given is not None else usual))
+                for name, given in students.items()
             }
         )
         self.network_name = f"students.{first}"
         self.objective = objective
-        nothing = torch.empty(0)  # without terms only a learned temperature has to be made
-        objective.build(self.network, self.network, nothing, spec.num_classes, nothing)
-        self.evaluations = nn.ModuleDict(
-            {name: Evaluation(spec.num_classes, with_teacher=False) for name in self.others}
-        )
+        if self.task.spec is not None:  # only a learned temperature has to be made
+            nothing = torch.empty(0)
+            objective.build(self.network, self.network, nothing, self.task.spec.num_classes)
+        self.evaluations = nn.ModuleDict()  # of the other students
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if not self.objective.is_built:
+            inputs = self.example_batch().inputs
+            classes = call(self.network, inputs).shape[-1]
+            self.objective.build(self.network, self.network, inputs, classes)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        logits = {name: net(batch.inputs) for name, net in self.students.items()}
+        logits = {name: self._logits(net, batch) for name, net in self.students.items()}
+        target, index = self.task.rows(batch.target, batch.target), self.task.row_index(batch)
         peers = len(logits) - 1
-        losses = {name: torch.zeros((), device=batch.target.device) for name in logits}
+        losses = {name: torch.zeros((), device=target.device) for name in logits}
         for one, other in permutations(logits, 2):
             outputs = {"logits": logits[one]}, {"logits": logits[other]}
-            found = self.objective(*outputs, batch.target, batch.index, self.progress)
+            found = self.objective(*outputs, target, index, self.progress)
             losses[one] = losses[one] + found["loss"] / peers
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def _logits(self, net: nn.Module, batch: Batch) -> Tensor:
+        return self.task.rows(call(net, batch.inputs), batch.target)
 
     def settings(self) -> dict[str, float]:
         return self.objective.settings(self.progress)
@@ -85,11 +98,20 @@ class MutualModule(Learner):
         sizes = {f"parameters_{n}": count_parameters(self.students[n]) for n in self.others}
         return {**super().describe(), **sizes}
 
-    def evaluate(self, batch: Batch, split: str) -> None:
-        super().evaluate(batch, split)
-        for name, evaluation in self.evaluations.items():
+    def evaluate(self, batch: Batch) -> dict[str, Any]:
+        """Predictions of the first student and, under ``others``, those of the rest by name."""
+        others = {name: self._logits(self.students[name], batch) for name in self.others}
+        return {**super().evaluate(batch), "others": others}
+
+    def measure(self, outputs: dict[str, Any], split: str) -> None:
+        super().measure(outputs, split)
+        for name, logits in outputs["others"].items():
+            if name not in self.evaluations:
+                made = self.task.evaluation(logits.shape[-1], with_teacher=False)
+                self.evaluations[name] = made.to(self.device)
+            evaluation = self.evaluations[name]
             assert isinstance(evaluation, Evaluation)
-            evaluation.update(self.students[name](batch.inputs), batch.target)
+            evaluation.update(logits, outputs["target"])
 
     def log_evaluation(self, split: str) -> dict[str, Tensor]:
         for name, evaluation in self.evaluations.items():

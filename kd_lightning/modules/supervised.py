@@ -3,28 +3,31 @@
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from kd_lightning.data.types import Batch, DataSpec
-from kd_lightning.modules.base import Learner, NetFactory, with_channels_last
-from kd_lightning.utils.partials import built
+from kd_lightning.data.types import Batch
+from kd_lightning.modules.base import BaseModule, NetFactory, with_channels_last
+from kd_lightning.utils.networks import call
 
 
-class TeacherModule(Learner):
+class TeacherModule(BaseModule):
     """Minimises the cross-entropy with the labels.
 
     Args:
-        net: makes the network from (input_shape, num_classes).
-        spec: shape, classes, mean and standard deviation of the data.
-        **training: see :class:`~kd_lightning.modules.base.Learner`.
+        net: the network; or a factory that makes it for the task's data.
+        **training: see :class:`~kd_lightning.modules.base.BaseModule`.
     """
 
     network_name = "net"
-    role = "teacher"
 
-    def __init__(self, net: NetFactory, spec: DataSpec, **training: Any) -> None:
-        super().__init__(spec, **training)
-        self.net = with_channels_last(built(net, spec.input_shape, spec.num_classes))
+    def __init__(self, net: nn.Module | NetFactory, **training: Any) -> None:
+        super().__init__(**training)
+        self.net = with_channels_last(self.task.build(net))
+
+    @property
+    def role(self) -> str:
+        return "teacher"
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": F.cross_entropy(self.net(batch.inputs), batch.target)}
+        logits = self.task.rows(call(self.net, batch.inputs), batch.target)
+        return {"loss": F.cross_entropy(logits, self.task.rows(batch.target, batch.target))}

@@ -1,7 +1,7 @@
-"""Several teachers as one: M networks, different ones allowed, on the same inputs.
+"""Several teachers as one network: M members, of different architectures if need be.
 
-Their answers stay apart (B×M×C) until the temperature is known, because the mean of
-probabilities at T is not that at another T; so one cache serves all temperatures.
+Their logits stay apart (B×M×C) until the temperature is known: the mean of probabilities at
+one T is not their mean at another, and this way one cache serves all temperatures.
 """
 
 import math
@@ -10,28 +10,32 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.utils.networks import Inputs, call
+
 
 class Ensemble(nn.Module):
-    """Logits of all members, B×M×C.
+    """Logits of all members, B×M×C, or B×L×M×C of token classifiers.
 
     Args:
-        members: networks from B×… to logits B×C.
+        members: networks whose logits are B×C, or B×L×C.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return torch.stack([member(inputs) for member in self.members], dim=1)
+    def forward(self, inputs: Inputs | None = None, **named: Tensor) -> Tensor:
+        given = named if inputs is None else inputs
+        # next to the classes, so that whatever selects samples or tokens need not know of members
+        return torch.stack([call(member, given) for member in self.members], dim=-2)
 
 
 def mean_probabilities(z: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """Logits, B×C, whose softmax at T is the mean of the members' softmax at T.
 
     Args:
-        z: B×M×C, or the logits of one teacher, B×C, which stay as they are.
-        temperature: a number, or a tensor of one or, as B×1, of each sample.
+        z: logits, B×M×C of several teachers, or B×C of one, which are returned as they are.
+        temperature: T > 0: a number, a scalar, or B×1 with one for each sample.
     """
     if z.dim() == 2:
         return z
@@ -42,7 +46,7 @@ def mean_probabilities(z: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
 
 
 def mean_logits(z: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
-    """The mean of the members' logits, at any temperature."""
+    """Mean of the members' logits; it is the same at every temperature."""
     return z if z.dim() == 2 else z.mean(1)
 
 

@@ -6,8 +6,8 @@ Of a module that runs several times in one pass, the last output counts.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.networks import Inputs, call, evaluating
 
 Outputs = dict[str, Tensor]
 SHOWN = 24  # paths in an error
@@ -24,7 +25,7 @@ MAKES_MAPS = (
 )
 
 
-def tapped(net: nn.Module, inputs: Tensor, paths: Sequence[str]) -> Outputs:
+def tapped(net: nn.Module, inputs: Inputs, paths: Sequence[str]) -> Outputs:
     """A network's ``logits`` and its outputs at the paths.
 
     Raises:
@@ -35,7 +36,7 @@ def tapped(net: nn.Module, inputs: Tensor, paths: Sequence[str]) -> Outputs:
         for path in paths:
             handle = find(net, path).register_forward_hook(_recorder(found, path))
             hooks.callback(handle.remove)
-        logits = net(inputs)
+        logits = call(net, inputs)
     if silent := [path for path in paths if path not in found]:
         raise UserError(f"{type(net).__name__} did not run its layer {silent[0]}")
     return {"logits": logits, **found}
@@ -105,7 +106,7 @@ class Layer(NamedTuple):
     depth: float
 
 
-def layers(net: nn.Module, sample: Tensor) -> list[Layer]:
+def layers(net: nn.Module, sample: Inputs) -> list[Layer]:
     """What all modules give, a tensor each, in the order in which they finish."""
     ran: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
 
@@ -128,22 +129,10 @@ def layers(net: nn.Module, sample: Tensor) -> list[Layer]:
 
 
 @torch.no_grad()
-def dry_run(net: nn.Module, sample: Tensor, paths: Sequence[str]) -> Outputs:
+def dry_run(net: nn.Module, sample: Inputs, paths: Sequence[str]) -> Outputs:
     """The outputs of a pass that leaves no trace: evaluation mode, no gradient."""
     with evaluating(net):
         return tapped(net, sample, paths)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then each part goes on in the mode it was in."""
-    modes = {part: part.training for part in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def stages(found: list[Layer]) -> list[Layer]:

@@ -1,26 +1,31 @@
 """From a configuration to objects. Classes get plain values, never a DictConfig."""
 
+import inspect
+import itertools
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+import os
+import sys
 from typing import Any
 
-import torch
+import lightning as L
 from hydra.utils import instantiate
-from omegaconf import DictConfig
-from torch import nn
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
-from kd_lightning.data.memory import InMemoryDataModule
-from kd_lightning.data.types import DataSpec
-from kd_lightning.modules.base import Learner
-from kd_lightning.nets.ensemble import Ensemble
-from kd_lightning.runs.checkpoints import load_network, read_checkpoint
-from kd_lightning.runs.directory import load_run, untrained
+from kd_lightning.data.types import ImageSpec, Spec, as_batch
+from kd_lightning.modules.base import BaseModule
+from kd_lightning.runs.checkpoints import AtomicCheckpointIO
+from kd_lightning.tasks import Task
+from kd_lightning.teachers.cache import TeacherCache
+from kd_lightning.teachers.sources import FromCheckpoint, NoTeacher, TeacherSource
 from kd_lightning.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-ALIKE = 0.03  # means and standard deviations of 0…1 that a part of the data may change so much
+CACHES: dict[str, TeacherCache] = {}
 
 
 def make(config: Any) -> Any:
@@ -28,73 +33,101 @@ def make(config: Any) -> Any:
     return instantiate(config, _convert_="all")
 
 
-def build_data(cfg: DictConfig) -> InMemoryDataModule:
-    """The data module, with its data read."""
+def build_data(cfg: DictConfig) -> L.LightningDataModule:
+    """The datamodule, with its data read."""
     data = make(cfg.data)
+    if not isinstance(data, L.LightningDataModule):
+        raise UserError(f"data= makes a {type(data).__name__}, not a LightningDataModule")
     data.prepare_data()
-    data.setup()
+    data.setup("fit")
     return data
 
 
-def build_module(cfg: DictConfig, data: InMemoryDataModule, teachers: Sequence[Path]) -> Learner:
-    """The module that trains, with the teacher or teachers that lie in checkpoints."""
-    module, given = make(cfg.model), {"spec": data.spec, "labels": data.splits["train"].target}
-    if teachers:
-        return module(teacher=build_teacher(cfg, data.spec, teachers), **given)
-    return module(**given) if "untrained" in cfg.model else module(spec=data.spec)
+def build_task(cfg: DictConfig, data: L.LightningDataModule) -> Task:
+    """What is predicted of the data."""
+    return make(cfg.task)(spec_of(data))
 
 
-def try_out(cfg: DictConfig, data: InMemoryDataModule) -> None:
-    """Build what will train, with an untrained teacher where there is none yet.
+def spec_of(data: Any) -> Spec:
+    """What a datamodule says of its data in ``spec``; otherwise what its batches show.
 
     Raises:
-        UserError: if networks, layers or settings do not fit, or a teacher is given that
-            nothing asks.
+        UserError: if it does not say, and its batches do not show the shape of one input.
     """
-    if cfg.teacher_ckpt and not {"teacher", "untrained"} & set(cfg.model):
+    if (spec := getattr(data, "spec", None)) is not None:
+        return spec
+    name = type(data).__name__
+    log.info("%s has no `spec`: reading the shape and the number of classes off its batches", name)
+    with isolate_rng():
+        batches = map(as_batch, data.train_dataloader())
+        first = next(batches)
+        if not isinstance(first.inputs, Tensor):
+            raise UserError(f"{name} needs a `spec`: see kd_lightning.data.types.Offers")
+        classes = getattr(data, "num_classes", None)
+        if classes is None:  # the whole epoch, as any label may come last
+            classes = 1 + max(int(b.target.max()) for b in itertools.chain([first], batches))
+    # Without mean and standard deviation: how the inputs were normalised is not known.
+    return ImageSpec(tuple(first.inputs.shape[1:]), classes, (), ())
+
+
+def build_source(cfg: DictConfig) -> TeacherSource:
+    """Where the teacher comes from.
+
+    Raises:
+        UserError: if nothing learns from a teacher, but one is given, or two sources are.
+    """
+    takes_teacher = getattr(make(cfg.model).func, "takes_teacher", False)
+    if cfg.teacher_ckpt is None:
+        return make(cfg.teacher_from) if takes_teacher else NoTeacher()
+    if not takes_teacher:
         raise UserError("teacher_ckpt is given, but nothing here learns from a teacher: see model=")
-    if "untrained" in cfg.model:
-        build_module(cfg, data, [])
-    elif "teacher" in cfg.model and not cfg.teacher_ckpt:
-        teacher = untrained(cfg.model.teacher, data.spec)
-        make(cfg.model)(spec=data.spec, teacher=teacher, labels=data.splits["train"].target)
+    given = cfg.teacher_ckpt
+    return FromCheckpoint(list(map(str, given)) if OmegaConf.is_list(given) else str(given))
 
 
-def build_teacher(cfg: DictConfig, spec: DataSpec, checkpoints: Sequence[Path]) -> nn.Module:
-    """One network as ``net@teacher`` says; of several, each as its own run directory says."""
-    if len(checkpoints) == 1:
-        net = untrained(cfg.model.teacher, spec)
-        load_network(net, checkpoints[0], option="net@teacher")
-        _say_other_normalisation(checkpoints[0], read_checkpoint(checkpoints[0]).get("spec"), spec)
-        return net
-    return Ensemble([_member(checkpoint, spec) for checkpoint in checkpoints])
+def build_module(
+    cfg: DictConfig, task: Task, data: L.LightningDataModule, teacher: nn.Module | None
+) -> BaseModule:
+    """The module that trains, with what it takes of teacher, labels and cache."""
+    if teacher is not None and not hasattr(data, "prepared"):
+        log.info(
+            "%s has no `prepared`: the teacher runs in every step instead of once per sample (see "
+            "kd_lightning.data.types.Offers)",
+            type(data).__name__,
+        )
+    module = make(cfg.model)
+    available = {
+        "teacher": teacher,
+        "labels": getattr(data, "labels", None),
+        "cache": shared_cache(cfg),
+    }
+    takes = inspect.signature(module.func).parameters
+    return module(task=task, **{name: v for name, v in available.items() if name in takes})
 
 
-def _member(checkpoint: Path, spec: DataSpec) -> nn.Module:
-    home = checkpoint.parent.parent
-    if not (home / ".hydra").is_dir():
+def shared_cache(cfg: DictConfig) -> TeacherCache:
+    """The cache of these settings; the jobs of a sweep that run in one process share it."""
+    settings = OmegaConf.to_yaml(cfg.cache, resolve=True)
+    if settings not in CACHES:
+        CACHES[settings] = make(cfg.cache)
+    return CACHES[settings]
+
+
+def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
+    """The trainer with its callbacks and loggers."""
+    callbacks = list(make(cfg.callbacks).values())
+    is_watched = cfg.trainer.enable_progress_bar and sys.stdout.isatty()
+    trainer = make(cfg.trainer)(
+        callbacks=[c for c in callbacks if is_watched or not isinstance(c, ProgressBar)],
+        logger=list(make(cfg.logger).values()),
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=is_watched,
+        profiler=profiler,
+    )
+    cores = os.cpu_count() or 1
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
         raise UserError(
-            f"teacher_ckpt: {checkpoint} lies in no run directory, where each of several "
-            "teachers says what it is"
+            f"trainer.devices={trainer.num_devices} asks for more processes than "
+            f"the {cores} cores of this machine"
         )
-    run = load_run(home, checkpoint.stem)
-    if run.spec[:2] != spec[:2]:
-        raise UserError(
-            f"teacher_ckpt: {run.path} was trained on samples of {run.spec.input_shape} in "
-            f"{run.spec.num_classes} classes, these are {spec.input_shape} in {spec.num_classes}"
-        )
-    _say_other_normalisation(run.path, run.spec.plain(), spec)
-    return run.network
-
-
-def _say_other_normalisation(where: Path, found: Any, spec: DataSpec) -> None:
-    """Warn of a teacher that learnt from images on another scale than it will see."""
-    if not isinstance(found, dict):
-        return  # a plain state dict does not say
-    there, here = (torch.tensor([*s.mean, *s.std]) for s in (DataSpec.from_plain(found), spec))
-    if there.shape != here.shape or (there - here).abs().max() > ALIKE:
-        log.warning(
-            "the teacher in %s was trained on images of mean %s and standard deviation %s, these "
-            "are normalised by %s and %s: its answers may be worth little",
-            *(where, found["mean"], found["std"], list(spec.mean), list(spec.std)),
-        )
+    return trainer

@@ -1,41 +1,36 @@
-"""Distillations one after the other: each link's student teaches the next.
+"""Distillations in a row: the student of each link is the teacher of the next.
 
 Generations: the same network again and again, the first on labels alone (Born-Again
 Networks: Furlanello et al. 2018, arXiv 1805.04770). Assistants: networks of falling size
 between teacher and student (Mirzadeh et al. 2020, arXiv 1902.03393). A link is a run
-directory inside the chain's; a resumed chain goes on in the link it was in.
+directory inside the chain's; a resumed chain continues in the link it was in.
 """
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from kd_lightning.cli.launch import own_overrides
-from kd_lightning.data.memory import InMemoryDataModule
-from kd_lightning.data.types import DataSpec
+from kd_lightning.data.types import Spec
 from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
-from kd_lightning.report.chain import link_names, print_chain
-from kd_lightning.runs.build import build_data, try_out
+from kd_lightning.runs.build import build_data, build_task, make
 from kd_lightning.runs.checkpoints import load_network
-from kd_lightning.runs.directory import (
-    find_checkpoint,
-    plain,
-    read_metrics,
-    start_anew,
-    untrained,
-    write_config,
-    write_metrics,
-)
+from kd_lightning.runs.directory import plain, start_anew, write_config, write_metrics
+from kd_lightning.runs.job import prepare
+from kd_lightning.runs.load import untrained
+from kd_lightning.runs.processes import chosen_options, own_overrides
+from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.run_directory import LINKS, METRICS, find_checkpoint, read_json
 
 LINK = "KD_CHAIN_LINK"  # tells the other processes of a DDP job which link is theirs
-SEEDS_APART = 1000  # links start from different weights, and chains of a sweep too
+SEEDS_APART = 1000  # links, and chains of a sweep over seeds, start from different weights
 
 
 class Chain:
@@ -43,7 +38,7 @@ class Chain:
 
     Args:
         cfg: the configuration of the whole.
-        train: one job from its configuration to its metrics.
+        train: runs one job, from its configuration to its figures.
 
     Raises:
         UserError: if the section asks for nothing that can be run.
@@ -52,8 +47,8 @@ class Chain:
     def __init__(self, cfg: DictConfig, train: Callable[[DictConfig], Any]) -> None:
         self.cfg, self.train = cfg, train
         self.root = Path(cfg.run_dir)
-        if "teacher" not in cfg.model:
-            raise UserError("a chain needs model=student: each link is the next one's teacher")
+        if not getattr(make(cfg.model).func, "takes_teacher", False):
+            raise UserError("a chain needs model=student: each link teaches the next one")
         chain = plain(cfg.chain)
         if "generations" in chain:
             self.nets = [cfg.student] * _count(chain["generations"])
@@ -64,37 +59,53 @@ class Chain:
         self.names = link_names(chain)
 
     def run(self) -> dict[str, Any]:
-        """Train what is not finished; the last link's figures, and those of all."""
+        """Train what is not finished; return the last link's figures and those of all."""
         if LINK in os.environ:  # a process that belongs to one link
             return self.train(self.job(int(os.environ[LINK])))
         data = build_data(self.cfg)
+        self.task = build_task(self.cfg, data)
         self.try_out(data)
         if not self.cfg.resume:
             for home in (self.root, *map(self.home, reversed(range(len(self.names))))):
                 start_anew(home)
         write_config(self.root, self.cfg, own_overrides(self.cfg))
+        write_facts(self.root, self.facts())
         for i in range(len(self.names)):
-            if not (self.cfg.resume and (self.home(i) / "metrics.json").is_file()):
+            if not (self.cfg.resume and (self.home(i) / METRICS).is_file()):
                 os.environ[LINK] = str(i)
                 try:
                     self.train(self.job(i))
                 finally:
                     del os.environ[LINK]
+        write_facts(self.root, self.facts())  # now with the teacher of the last link
         metrics = self.figures(data)
         write_metrics(self.root, metrics)
-        print_chain(self.root)
         return metrics
 
-    def try_out(self, data: InMemoryDataModule) -> None:
-        """Build what every link will train, so that what is wrong shows before the first."""
+    def try_out(self, data: L.LightningDataModule) -> None:
+        """Build what every link will train, so that mistakes show before the first."""
         for i in range(len(self.names)):
             job = self.job(i)
             job.teacher_ckpt = None if i else job.teacher_ckpt  # links are not there yet
-            try_out(job, data)
+            prepare(job, data, self.train)
+
+    def facts(self) -> dict[str, Any]:
+        """The facts of the whole."""
+        last = str(self.home(len(self.names) - 2))
+        record = facts(
+            plain(self.cfg),
+            chosen_options(),
+            parse_overrides(own_overrides(self.cfg) or []),
+            role="student",
+            task=self.task.name,
+            teacher=last,
+            links=self.names,
+        )
+        return {**record, "teacher_figures": teacher_figures(Path(last))}
 
     def home(self, i: int) -> Path:
         """The run directory of a link."""
-        return self.root / "links" / str(i)
+        return self.root / LINKS / str(i)
 
     def job(self, i: int) -> DictConfig:
         """The configuration of a link."""
@@ -113,21 +124,30 @@ class Chain:
         job.chain = None
         return job
 
-    def network(self, i: int, spec: DataSpec) -> nn.Module:
-        """What a link has trained, at its best epoch."""
+    def network(self, i: int, spec: Spec) -> nn.Module:
+        """The network that a link has trained, at its best epoch."""
         net = untrained(self.nets[i], spec)
         return load_network(net, find_checkpoint(self.home(i)), option="net@student").eval()
 
-    def figures(self, data: InMemoryDataModule) -> dict[str, Any]:
+    def figures(self, data: L.LightningDataModule) -> dict[str, Any]:
         """The last link's figures, each link's accuracies, and those of all links together."""
-        links = [read_metrics(self.home(i)) for i in range(len(self.names))]
+        links = [read_json(self.home(i) / METRICS) for i in range(len(self.names))]
         metrics = dict(links[-1])
         for i, link in enumerate(links):
             metrics |= {f"{s}/accuracy_{i}": link[f"{s}/accuracy"] for s in ("val", "test")}
-        ensemble = Ensemble([self.network(i, data.spec) for i in range(len(links))])
+        spec = self.task.spec
+        assert spec is not None
+        ensemble = Ensemble([self.network(i, spec) for i in range(len(links))])
         for split in ("val", "test"):
             metrics[f"{split}/ensemble_accuracy"] = accuracy(ensemble, data, split)
-        return {**metrics, "seed": self.cfg.seed, "seconds": sum(m["seconds"] for m in links)}
+        return {**metrics, "seconds": sum(m["seconds"] for m in links)}
+
+
+def link_names(chain: Mapping[str, Any]) -> list[str]:
+    """The names of the links of a configured chain, from first to last."""
+    if "generations" in chain:
+        return [f"generation {i}" for i in range(chain["generations"])]
+    return [*map(str, chain["assistants"]), "student"]
 
 
 def _count(generations: Any) -> int:
@@ -137,10 +157,10 @@ def _count(generations: Any) -> int:
 
 
 @torch.inference_mode()
-def accuracy(ensemble: Ensemble, data: InMemoryDataModule, split: str) -> float:
-    """Share of a split's samples that the mean of the members' probabilities gets right."""
+def accuracy(ensemble: Ensemble, data: Any, split: str) -> float:
+    """Share of a split's samples that the mean of the members' probabilities predicts rightly."""
     target, correct = data.splits[split].target, 0
     for _, index, inputs in data.prepared(split).batches(torch.device("cpu")):
-        answers = mean_probabilities(ensemble(inputs)).argmax(1)
-        correct += int((answers == target[index]).sum())
+        predicted = mean_probabilities(ensemble(inputs)).argmax(1)
+        correct += int((predicted == target[index]).sum())
     return correct / len(target)

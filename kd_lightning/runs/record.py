@@ -43,7 +43,7 @@ INCIDENTAL = frozenset(
 )
 
 # The sections of a configuration that define what a run of each role computes.
-TRAINING = ("optimizer", "lr_scheduler", "trainer", "data", "augment", "task")
+TRAINING = ("optimizer", "lr_scheduler", "trainer", "callbacks", "data", "augment", "task")
 OF_A_TEACHER = ("teacher", *TRAINING)
 OF_A_BASELINE = ("student", "method", "model", *TRAINING)
 OF_A_STUDENT = (*OF_A_BASELINE, "teacher", "teacher_from", "pretrain", "cache", "chain")

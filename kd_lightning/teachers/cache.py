@@ -1,9 +1,9 @@
-"""Teacher outputs computed once and read by sample index.
+"""Teacher outputs, computed once and read by sample index.
 
-A table holds one output (``logits``, or a tapped layer) of a frozen teacher for every view
-of every sample of a split: V×N×…. On disk each output is a file, named by a key over the
-teacher's weights and code, the data and the way it is transformed, with a checksum beside it; so
-methods that look at different layers share what they have in common.
+A table holds one output (``logits``, or a tapped layer) of a frozen teacher for every view of
+every sample of a split: V×N×…. On disk each output is a file of its own, so that methods that
+look at different layers share what they have in common. Its name is a key over the teacher's
+weights and code, the data, and how they are transformed.
 
 Source of the idea for augmented data: Beyer et al. 2022 ("function matching"),
 arXiv 2106.05237: teacher and student must see the same view.
@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,18 +25,22 @@ from torch import Tensor, nn
 from kd_lightning.data.types import Prepared
 from kd_lightning.nets.taps import Outputs, tapped
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.files import crc32, write_atomically, write_text
 from kd_lightning.utils.hashing import sources
+from kd_lightning.utils.networks import Inputs, apply, fitting
 
 log = logging.getLogger(__name__)
 
 Tables = dict[str, Tensor]
 Compute = Callable[[list[str]], dict[str, Tables]]  # the tables of each of these outputs
-FORMAT = 2  # of the files; a new one leaves the old files alone
+FORMAT = 3  # of the files; a new one leaves the old files alone
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-ON_DEVICE = 2**30  # a table of up to this many bytes follows the student to its device
+# A table of up to this many bytes is copied to the student's device when it is first read: on
+# a GPU, a copy of each batch's rows would synchronise every step.
+ON_DEVICE = 2**30
 
 
-class Answers:
+class CachedOutputs:
     """The tables of one split, read a batch at a time.
 
     Args:
@@ -48,8 +51,8 @@ class Answers:
         self.tables = dict(tables)
         self.classes = int(self.tables.pop(":classes"))
 
-    def read(self, index: Tensor, epoch: int) -> Tables:
-        """The outputs for the samples at ``index``, B, in the view that an epoch shows."""
+    def read(self, index: Tensor, epoch: int) -> Outputs:
+        """The outputs for the samples at ``index``, B, in the view shown in an epoch."""
         return restore({k: self._rows(k, epoch, index) for k in self.tables}, self.classes)
 
     def _rows(self, name: str, epoch: int, index: Tensor) -> Tensor:
@@ -60,15 +63,15 @@ class Answers:
 
 
 class TeacherCache:
-    """Keeps what a teacher says of a split.
+    """Computes a frozen teacher's outputs for a split once and keeps them.
 
     Args:
         root: the folder on disk that all processes share; None for memory alone.
-        max_bytes: the most that one split's tables may take, and that all those held in
-            memory between the jobs of a process may; with 0 the teacher answers in every step.
+        max_bytes: the most that one split's tables may take, and the most that is held in
+            memory between the jobs of a process; 0 switches the cache off.
         dtype: how numbers are stored, ``float32`` or ``float16``.
-        top_k: keep a sample's k largest logits only, and the mass of the others, which
-            is spread evenly over them again; for data with many classes.
+        top_k: keep only the k largest logits of each prediction and the total mass of the
+            others, which is spread evenly over them again; for many classes.
 
     Raises:
         UserError: if a setting is out of range.
@@ -89,23 +92,24 @@ class TeacherCache:
         self.max_bytes, self.dtype, self.top_k = max_bytes, DTYPES[dtype], top_k
         self.held: dict[str, Tables] = {}
 
-    def answers(
+    def outputs(
         self,
         teacher: nn.Module,
         inputs: Prepared,
         device: torch.device,
         paths: Sequence[str] = (),
-    ) -> Answers | None:
-        """What the teacher says of a split, computed if need be.
-
-        None where it has to be asked in every step: the views have no end, or the tables
-        would not fit. The teacher must be in evaluation mode; it is moved to ``device``.
+    ) -> CachedOutputs | None:
+        """The teacher's outputs for a split, computed if need be.
 
         Args:
-            teacher: the network.
+            teacher: the network, in evaluation mode; it is moved to ``device``.
             inputs: the split.
             device: where the teacher computes.
-            paths: its layers that are wanted beside its logits.
+            paths: layers to keep beside the logits.
+
+        Returns:
+            The outputs, or None where they cannot be kept: there is no end of views, or the
+            tables would exceed ``max_bytes``. The teacher is then run in every step.
         """
         if inputs.views == 0 or self.max_bytes == 0:
             return None
@@ -113,7 +117,7 @@ class TeacherCache:
         if (needed := self._bytes(teacher, inputs, device, paths)) > self.max_bytes:
             log.warning(
                 "the teacher's outputs would take %.3g GB, more than cache.max_bytes = %.3g GB: "
-                "it is asked in every step instead",
+                "the teacher runs in every step instead",
                 needed / 1e9,
                 self.max_bytes / 1e9,
             )
@@ -125,10 +129,10 @@ class TeacherCache:
             found |= self._find(key, missing, partial(self._compute, teacher, inputs, device))
         kept = {f"{key}-{name}": tables for name, tables in found.items() if tables}
         self._hold(kept)
-        return Answers({k: t for tables in kept.values() for k, t in tables.items()})
+        return CachedOutputs({k: t for tables in kept.values() for k, t in tables.items()})
 
     def _hold(self, newest: dict[str, Tables]) -> None:
-        """Keep tables for the next job of this process; the oldest go where there is no room."""
+        """Keep tables for the next job of this process, dropping the oldest for want of room."""
         self.held |= newest
         for name in [name for name in self.held if name not in newest]:
             if sum(_size(tables) for tables in self.held.values()) > self.max_bytes:
@@ -141,18 +145,19 @@ class TeacherCache:
         try:
             return _find_on_disk(self.root, key, wanted, compute)
         except OSError as error:
-            log.warning("the teacher's answers stay in memory: %s (see cache.root=)", error)
+            log.warning("teacher outputs stay in memory: %s (see cache.root=)", error)
             return compute(wanted)
 
     def _bytes(
         self, teacher: nn.Module, inputs: Prepared, device: torch.device, paths: Sequence[str]
     ) -> int:
         _, _, batch = next(iter(inputs.batches(device)))
-        rows = self._compact(ask(teacher, batch[:1], paths)).values()
+        rows = self._compact(run_teacher(teacher, apply(batch, lambda x: x[:1]), paths)).values()
         return sum(row.nbytes for row in rows) * inputs.size * inputs.views
 
     def _key(self, teacher: nn.Module, inputs: Prepared) -> str:
-        # printed form and code tell networks apart whose weights are alike but not their layers
+        # Networks with equal weights may still compute different things: their printed form
+        # shows other layers, their source text other code in forward().
         code = sources(type(part).__module__ for part in teacher.modules())
         about = (FORMAT, repr(teacher), code, inputs.fingerprint, inputs.views)
         stored = (self.dtype, self.top_k)
@@ -165,12 +170,13 @@ class TeacherCache:
     def _compute(
         self, teacher: nn.Module, inputs: Prepared, device: torch.device, wanted: list[str]
     ) -> dict[str, Tables]:
-        log.info("asking the teacher about %d samples × %d views", inputs.size, inputs.views)
+        views = f" in {inputs.views} views" if inputs.views > 1 else ""
+        log.info("computing teacher outputs for %d samples%s", inputs.size, views)
         tables: dict[str, Tables] = {name: {} for name in wanted}
         paths = [name for name in wanted if name != "logits"]
         worst, classes = dict.fromkeys(wanted, 0.0), 0
         for view, index, batch in inputs.batches(device):
-            exact = ask(teacher, batch, paths)
+            exact = run_teacher(teacher, batch, paths)
             stored = self._compact(exact)
             classes = exact["logits"].shape[-1]
             again = restore(stored, classes)
@@ -183,7 +189,7 @@ class TeacherCache:
                     table = tables[output].setdefault(name, torch.empty(shape, dtype=rows.dtype))
                     table[view, index.cpu()] = rows.cpu()
         for name, error in worst.items():
-            _say_error(name, error)
+            _report_error(name, error)
         if "logits" in tables:
             tables["logits"][":classes"] = torch.tensor(classes)
         return tables
@@ -193,31 +199,21 @@ class TeacherCache:
         if self.top_k is not None and self.top_k < rows["logits"].shape[-1]:
             z = rows["logits"].float()
             rows["logits"], rows[":top"] = z.topk(self.top_k)
+            # Their mass is kept as the logit that each of them would have if all were equal, so
+            # that the softmax of the restored row is exact for the k classes.
             others = z.scatter(-1, rows[":top"], -torch.inf).logsumexp(-1)
             rows[":other"] = others - math.log(z.shape[-1] - self.top_k)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
 
 
-def _find_on_disk(root: Path, key: str, wanted: list[str], compute: Compute) -> dict[str, Tables]:
-    root.mkdir(parents=True, exist_ok=True)
-    files = {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
-    with FileLock(root / f"{key}.lock"):  # one computes, the others wait
-        if missing := [name for name in wanted if not _is_whole(files[name])]:
-            computed = compute(missing)
-            for name, tables in computed.items():
-                _write(files[name], tables)
-    return {n: torch.load(f, mmap=True, weights_only=True) for n, f in files.items()}
-
-
 @torch.no_grad()
-def ask(teacher: nn.Module, inputs: Tensor, paths: Sequence[str] = ()) -> Outputs:
-    """A teacher's ``logits``, B×C, and its layers at the paths, without gradient."""
-    weight = next(teacher.parameters(), inputs)  # after trainer.precision=bf16-true not float32
-    return tapped(teacher, inputs.to(weight.dtype), paths)
+def run_teacher(teacher: nn.Module, inputs: Inputs, paths: Sequence[str] = ()) -> Outputs:
+    """A teacher's ``logits`` and its layers at the paths, without gradient."""
+    return tapped(teacher, fitting(inputs, teacher), paths)
 
 
-def restore(rows: Tables, classes: int) -> Tables:
-    """Stored rows as the teacher gave them: float32, all classes."""
+def restore(rows: Tables, classes: int) -> Outputs:
+    """Stored rows as the teacher computed them: float32, all classes."""
     rows = {k: v.float() if v.is_floating_point() else v for k, v in rows.items()}
     if ":top" in rows:
         others = rows.pop(":other")[..., None]
@@ -227,7 +223,7 @@ def restore(rows: Tables, classes: int) -> Tables:
 
 
 def _largest_error(name: str, exact: Tensor, stored: Tensor) -> float:
-    """Of logits the largest KL at T = 1; of a layer the largest difference, over its maximum."""
+    """Largest KL at T = 1 of logits; largest difference over the maximum of a layer."""
     if torch.equal(exact, stored):
         return 0.0
     if not stored.isfinite().all() and exact.isfinite().all():
@@ -241,44 +237,45 @@ def _largest_error(name: str, exact: Tensor, stored: Tensor) -> float:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).max().item()
 
 
-def _say_error(name: str, error: float) -> None:
+def _report_error(name: str, error: float) -> None:
     if error > 0 and name == "logits":
-        log.info("as stored, an answer is off by at most KL = %.1e nats at T = 1", error)
+        log.info("stored logits differ from exact ones by at most KL = %.1e nats at T = 1", error)
     elif error > 0:
-        log.info("as stored, %s is off by at most %.1e of its largest value", name, error)
+        log.info("stored %s differs by at most %.1e of its largest value", name, error)
 
 
 def _size(tables: Tables) -> int:
     return sum(table.nbytes for table in tables.values())
 
 
+def _find_on_disk(root: Path, key: str, wanted: list[str], compute: Compute) -> dict[str, Tables]:
+    root.mkdir(parents=True, exist_ok=True)
+    files = {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
+    with FileLock(root / f"{key}.lock"):  # one process computes, the others wait
+        if missing := [name for name in wanted if not _is_whole(files[name])]:
+            computed = compute(missing)
+            for name, tables in computed.items():
+                _write(files[name], tables)
+    return {n: torch.load(f, mmap=True, weights_only=True) for n, f in files.items()}
+
+
 def _write(file: Path, tables: Tables) -> None:
-    partial = file.with_suffix(".partial")
-    torch.save(tables, partial)
-    about = {"crc32": _crc32(partial), "bytes": partial.stat().st_size}
-    partial.replace(file)
-    note = file.with_suffix(".json.partial")
-    note.write_text(json.dumps(about))
-    note.replace(file.with_suffix(".json"))
+    write_atomically(file, lambda stream: torch.save(tables, stream))
+    write_text(file.with_suffix(".json"), json.dumps(_summary(file)))
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file is there and is what was written; says so if it is not."""
+    """Whether a file is there and is what was written; warns where it is not."""
     if not file.is_file():
         return False
     try:
-        about = json.loads(file.with_suffix(".json").read_text())
-        whole = about == {"crc32": _crc32(file), "bytes": file.stat().st_size}
+        whole = json.loads(file.with_suffix(".json").read_text()) == _summary(file)
     except (OSError, ValueError):
         whole = False
     if not whole:
-        log.warning("the cache %s is cut short or changed: it is computed again", file)
+        log.warning("the cache file %s is damaged: its outputs are computed again", file)
     return whole
 
 
-def _crc32(file: Path) -> int:
-    crc = 0
-    with file.open("rb") as stream:
-        while block := stream.read(2**24):
-            crc = zlib.crc32(block, crc)
-    return crc
+def _summary(file: Path) -> dict[str, int]:
+    return {"crc32": crc32(file), "bytes": file.stat().st_size}

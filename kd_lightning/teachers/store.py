@@ -1,7 +1,8 @@
-"""Teachers: found in a store, trained there once.
+"""The store of trained teachers: each is trained once and found again.
 
-The store is a folder with one run directory a teacher, named by a key over everything
-that determines the weights. A directory counts as finished once it has its metrics.
+The store is a folder with a run directory for each teacher, named by a key over everything
+that determines its weights. A teacher is finished once its directory has figures, since they
+are written last.
 """
 
 import hashlib
@@ -16,12 +17,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.files import write_text
+from kd_lightning.utils.run_directory import BEST, FACTS, METRICS
 
 log = logging.getLogger(__name__)
 
 
 def teacher_key(name: str, recipe: Mapping[str, Any]) -> str:
-    """A readable name and a hash of everything that determines a teacher's weights."""
+    """A readable name with a hash of everything that determines a teacher's weights."""
     text = json.dumps(recipe, sort_keys=True, default=str)
     return f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
@@ -37,13 +40,18 @@ class TeacherStore:
         self.root = Path(root)
 
     def find_or_train(self, key: str, train: Callable[[Path], Any]) -> Path:
-        """The run directory of a teacher; ``train`` fills it where it is not finished.
+        """The run directory of a teacher, trained if need be.
 
-        Of several processes that ask at once, one trains and the others wait. If that
-        one dies, the next takes over in the same directory, where it finds what is left.
+        Of several processes that ask at once, one trains and the others wait. If it dies, the
+        next takes over in the same directory and resumes from the last checkpoint.
+
+        Args:
+            key: names the teacher.
+            train: trains it in the given directory.
 
         Raises:
-            UserError: if the store is no folder, or cannot be made.
+            UserError: if the store is not a folder or cannot be made, or a finished teacher
+                has lost its checkpoint.
         """
         home = self.root / key
         if not _finished(home):
@@ -52,21 +60,23 @@ class TeacherStore:
                 if not _finished(home):
                     log.info("training the teacher %s", key)
                     train(home)
+        if not (home / BEST).is_file():
+            raise UserError(f"the teacher in {home} has lost its checkpoint: delete it to retrain")
         return home
 
     def publish(self, key: str, run_dir: Path) -> None:
-        """Offer a finished run as the teacher of that key, unless there is one."""
+        """Copy a finished run into the store as the teacher of that key, unless it has one."""
         home = self.root / key
         if home == run_dir or not (run_dir / "checkpoints").is_dir():
-            return  # trained right here, or a trial run that kept nothing
+            return  # trained in place, or a trial run without checkpoints
         self._make_root()
         with self._lock(key):
             if not _finished(home):
-                copytree(run_dir / ".hydra", home / ".hydra", dirs_exist_ok=True)
-                copytree(run_dir / "checkpoints", home / "checkpoints", dirs_exist_ok=True)
-                partial = home / ".metrics.json"
-                partial.write_bytes((run_dir / "metrics.json").read_bytes())
-                partial.replace(home / "metrics.json")
+                for folder in (".hydra", "checkpoints"):
+                    copytree(run_dir / folder, home / folder, dirs_exist_ok=True)
+                # the figures last: they say that the teacher is finished
+                for name in (FACTS, METRICS):
+                    write_text(home / name, (run_dir / name).read_text(encoding="utf-8"))
 
     def _make_root(self) -> None:
         try:
@@ -80,7 +90,7 @@ class TeacherStore:
         try:
             lock.acquire(timeout=0.1)
         except Timeout:
-            log.info("another process trains the teacher %s: waiting for it", key)
+            log.info("another process is training the teacher %s: waiting", key)
             lock.acquire()
         try:
             yield
@@ -89,4 +99,4 @@ class TeacherStore:
 
 
 def _finished(home: Path) -> bool:
-    return (home / "metrics.json").is_file()
+    return (home / METRICS).is_file()

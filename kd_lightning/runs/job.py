@@ -1,0 +1,214 @@
+"""One job, from its configuration to its figures: build, find the teacher, train, evaluate.
+
+Everything is built before anything expensive happens, so that networks, layers and settings
+are checked against one another while a mistake still costs nothing.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import DictConfig
+
+from kd_lightning.callbacks.loggers import log_outcome
+from kd_lightning.callbacks.profiler import PhaseProfiler, Unprofiled
+from kd_lightning.modules import DistillationModule, TeacherModule
+from kd_lightning.modules.base import BaseModule
+from kd_lightning.runs.build import (
+    build_data,
+    build_module,
+    build_source,
+    build_task,
+    build_trainer,
+)
+from kd_lightning.runs.checkpoints import describe_mismatch, read_checkpoint
+from kd_lightning.runs.directory import (
+    plain,
+    start_anew,
+    write_config,
+    write_diagnostics,
+    write_metrics,
+)
+from kd_lightning.runs.processes import chosen_options, one_job, own_overrides
+from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
+from kd_lightning.runs.teacher import TeacherOrder, publish, shapes_result
+from kd_lightning.teachers.sources import TeacherSource
+from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.run_directory import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+Finished = Callable[[Path, str], None]  # is given the run directory and the profile, if any
+
+
+class Job:
+    """Trains, validates and tests what a configuration describes.
+
+    Args:
+        finished: called on the first process with each finished run directory, a teacher's
+            first; it may print what came out.
+    """
+
+    def __init__(self, finished: Finished) -> None:
+        self.finished = finished
+
+    def __call__(self, cfg: DictConfig) -> dict[str, Any]:
+        """Run a job in its run directory and return its figures.
+
+        Raises:
+            UserError: if anything is configured wrongly, before a teacher is trained for it.
+        """
+        profiler = PhaseProfiler() if cfg.profile else Unprofiled()
+        with profiler.profile("data_next"):
+            data = build_data(cfg)
+        module, source, order = prepare(cfg, data, self)
+        trainer = build_trainer(cfg, profiler)
+        with profiler.profile("find_teacher"):
+            teacher = find_weights(module, source, order)
+        if isinstance(module, DistillationModule) and module.teacher is not None:
+            _watch(profiler, module.teacher)
+        checkpoint = checkpoint_to_resume(cfg, module)
+        with one_job():
+            record = facts_of(cfg, module, source, teacher, trainer.world_size)
+            if trainer.is_global_zero:
+                if not cfg.resume:
+                    start_anew(Path(cfg.run_dir))
+                write_config(Path(cfg.run_dir), cfg, own_overrides(cfg))
+                write_facts(Path(cfg.run_dir), record)
+            metrics = run(cfg, trainer, module, data, checkpoint)
+            if trainer.is_global_zero:
+                finish(cfg, trainer, record, metrics)
+                if isinstance(module, TeacherModule):
+                    publish(cfg, data, trainer.world_size)
+                self.finished(Path(cfg.run_dir), _summary(profiler))
+        return metrics
+
+
+def prepare(
+    cfg: DictConfig, data: L.LightningDataModule, train: Callable[[DictConfig], Any]
+) -> tuple[BaseModule, TeacherSource, TeacherOrder]:
+    """Build what will train, with a teacher that may still lack its weights.
+
+    Raises:
+        UserError: if networks, layers or settings do not fit.
+    """
+    task, source = build_task(cfg, data), build_source(cfg)
+    assert task.spec is not None
+    order = TeacherOrder(cfg, data, task.spec, train)
+    L.seed_everything(cfg.seed, verbose=False)
+    teacher = source.network(order)
+    return build_module(cfg, task, data, teacher), source, order
+
+
+def find_weights(module: BaseModule, source: TeacherSource, order: TeacherOrder) -> str:
+    """Give a module's teacher its weights, training it if need be; return its name."""
+    if not isinstance(module, DistillationModule) or module.teacher is None:
+        return ""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    with isolate_rng():  # whether it is found or trained, the student's random numbers stay
+        found = source.find(order, module.teacher)
+    if seed is not None:  # a teacher's training has set its own
+        os.environ["PL_GLOBAL_SEED"] = seed
+    return found
+
+
+def facts_of(
+    cfg: DictConfig, module: BaseModule, source: TeacherSource, teacher: str, processes: int
+) -> dict[str, Any]:
+    """The facts of a run at its start."""
+    learns = isinstance(module, DistillationModule) and module.objective.needs_teacher
+    role = f"control: {source.control}" if learns and source.control else module.role
+    config = plain(cfg)
+    config["callbacks"] = {k: v for k, v in config["callbacks"].items() if shapes_result(v)}
+    record = facts(
+        config,
+        chosen_options(),
+        parse_overrides(own_overrides(cfg) or []),
+        role=role,
+        task=module.task.name,
+        teacher=teacher,
+        processes=processes,
+    )
+    return {**record, "teacher_figures": teacher_figures(Path(teacher))} if teacher else record
+
+
+def run(
+    cfg: DictConfig,
+    trainer: L.Trainer,
+    module: BaseModule,
+    data: L.LightningDataModule,
+    checkpoint: Path | None,
+) -> dict[str, Any]:
+    """Fit, validate the best epoch, and read the test data once."""
+    start = time.perf_counter()
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    seconds = time.perf_counter() - start
+    best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
+    with unlogged(trainer):
+        trainer.validate(module, data, ckpt_path=best, verbose=False, weights_only=True)
+        figures = dict(trainer.callback_metrics)
+        if trainer.is_global_zero:
+            write_diagnostics(Path(cfg.run_dir), module.tables)
+        trainer.test(module, data, verbose=False)
+    figures |= trainer.callback_metrics
+    return {
+        **{name: float(value) for name, value in figures.items()},
+        # Lightning leaves the module on the CPU; its costs are those of the training's device.
+        **module.to(trainer.strategy.root_device).describe(),
+        "seconds": round(seconds, 2),
+        "epochs": trainer.current_epoch,
+    }
+
+
+@contextmanager
+def unlogged(trainer: L.Trainer) -> Iterator[None]:
+    """Keep figures from the loggers: those of the best epoch are no further point of a curve."""
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
+def finish(
+    cfg: DictConfig, trainer: L.Trainer, record: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    """Tell the loggers what came out, and complete the run directory."""
+    choices = {**record["settings"], **record["overrides"], "seed": cfg.seed}
+    steps = trainer.global_step
+    log_outcome(trainer.loggers, choices, metrics, steps, first=record["overrides"])
+    write_metrics(Path(cfg.run_dir), metrics)
+
+
+def checkpoint_to_resume(cfg: DictConfig, module: BaseModule) -> Path | None:
+    """The checkpoint meant by ``resume``, if an epoch had ended.
+
+    Raises:
+        UserError: if it belongs to another network.
+    """
+    if not cfg.resume:
+        return None
+    path = find_checkpoint(cfg.resume, "last")
+    if Path(cfg.resume).is_dir() and not path.is_file():
+        log.info("no epoch had ended in %s: starting at the beginning", cfg.resume)
+        return None
+    found = read_checkpoint(path).get("state_dict", {})
+    if difference := describe_mismatch(module.state_dict(), found):
+        raise UserError(f"resume={path} belongs to another network: {difference}")
+    return path
+
+
+def _watch(profiler: Profiler, teacher: Any) -> None:
+    if isinstance(profiler, PhaseProfiler):
+        profiler.watch(teacher)
+
+
+def _summary(profiler: Profiler) -> str:
+    return profiler.summary() if isinstance(profiler, PhaseProfiler) else ""

@@ -1,0 +1,172 @@
+"""The teacher that a job asks for: its network, its key, its training.
+
+A teacher's training is a job like any other: this job's configuration with the changes that
+its section ``pretrain`` lists, in a run directory inside the store.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from kd_lightning import __version__
+from kd_lightning.data.types import ImageSpec, Spec
+from kd_lightning.nets.ensemble import Ensemble
+from kd_lightning.runs.build import build_data
+from kd_lightning.runs.checkpoints import load_network, read_checkpoint
+from kd_lightning.runs.directory import plain
+from kd_lightning.runs.load import load_run, untrained
+from kd_lightning.runs.record import INCIDENTAL
+from kd_lightning.teachers.sources import FromStore
+from kd_lightning.teachers.store import teacher_key
+from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.hashing import sources
+from kd_lightning.utils.run_directory import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+# Two parts of one data set differ by less than this in mean and standard deviation (0…1).
+SAME_SCALE = 0.03
+
+Train = Callable[[DictConfig], Any]
+
+
+class TeacherOrder:
+    """What a job knows of the teacher it wants; sources choose from it.
+
+    Args:
+        cfg: the configuration of the job.
+        data: its datamodule.
+        spec: what networks are built for.
+        train: runs a job.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, data: L.LightningDataModule, spec: Spec, train: Train
+    ) -> None:
+        self.cfg, self.data, self.spec, self._train = cfg, data, spec, train
+
+    def build(self) -> nn.Module:
+        """The network of ``net@teacher``, without trained weights."""
+        return untrained(self.cfg.teacher, self.spec)
+
+    def load(self, net: nn.Module, run_dir: Path) -> None:
+        """Fill a network with the best checkpoint of a run."""
+        load_network(net, find_checkpoint(run_dir), option="net@teacher")
+
+    def given(self, paths: Sequence[str]) -> nn.Module:
+        """One network as ``net@teacher`` says; of several, each as its own run says.
+
+        Raises:
+            UserError: if a checkpoint is missing, damaged, or of another network or data.
+        """
+        checkpoints = [find_checkpoint(path) for path in paths]
+        if len(checkpoints) > 1:
+            return Ensemble([self._member(checkpoint) for checkpoint in checkpoints])
+        net = load_network(self.build(), checkpoints[0], option="net@teacher")
+        self._warn_of_other_scale(checkpoints[0], read_checkpoint(checkpoints[0]).get("spec"))
+        return net
+
+    def key(self) -> str:
+        """Names everything that determines the teacher's weights."""
+        job = teacher_job(self.cfg)
+        # The seed of a run only orders the samples, and the teacher has one of its own.
+        same = {**plain(job.data), "seed": 0} == {**plain(self.cfg.data), "seed": 0}
+        return key_of(job, self.data if same else build_data(job), world_size=1)
+
+    def train(self, home: Path) -> Any:
+        """Train the teacher in a run directory, or resume what another process began there."""
+        job = teacher_job(self.cfg)
+        job.run_dir = str(home)
+        job.resume = str(home) if home.is_dir() else None
+        return self._train(job)
+
+    def _member(self, checkpoint: Path) -> nn.Module:
+        home = checkpoint.parent.parent
+        if not (home / ".hydra").is_dir():
+            raise UserError(
+                f"teacher_ckpt: {checkpoint} lies in no run directory, which would say what "
+                "network it is; of several teachers each needs one"
+            )
+        run = load_run(home, checkpoint.stem)
+        wanted = self.spec.network_arguments
+        if run.spec.network_arguments != wanted:
+            shape, classes = run.spec.network_arguments
+            raise UserError(
+                f"teacher_ckpt: {run.path} was trained on samples of shape {shape} in {classes} "
+                f"classes, these are {wanted[0]} in {wanted[1]}"
+            )
+        self._warn_of_other_scale(run.path, run.spec.plain())
+        return run.network
+
+    def _warn_of_other_scale(self, where: Path, found: Any) -> None:
+        """Warn of a teacher whose images were normalised otherwise than it will see them."""
+        spec = self.spec
+        if not isinstance(found, dict) or not isinstance(spec, ImageSpec):
+            return  # a plain state dict does not say
+        there, here = (torch.tensor([*s.mean, *s.std]) for s in (ImageSpec.from_plain(found), spec))
+        if there.shape != here.shape or (there - here).abs().max() > SAME_SCALE:
+            log.warning(
+                "the teacher in %s was trained on images of mean %s and standard deviation %s, "
+                "but these are normalised by %s and %s: its predictions may be of little use",
+                *(where, found["mean"], found["std"], list(spec.mean), list(spec.std)),
+            )
+
+
+def publish(cfg: DictConfig, data: L.LightningDataModule, world_size: int) -> None:
+    """Offer what a job has just trained as a teacher to other jobs."""
+    FromStore(cfg.teacher_store).store.publish(key_of(cfg, data, world_size), Path(cfg.run_dir))
+
+
+def teacher_job(cfg: DictConfig) -> DictConfig:
+    """This job's configuration with the changes that ``pretrain`` lists."""
+    job = copy.deepcopy(cfg)
+    OmegaConf.set_struct(job, False)
+    as_written, values = plain(cfg.pretrain, resolve=False), plain(cfg.pretrain)
+    for name, change in as_written.items():
+        if isinstance(change, dict) and "_target_" in change:
+            OmegaConf.update(job, name, change, merge=False)  # refers to the teacher's job
+        else:
+            OmegaConf.update(job, name, values[name])  # refers to the student's
+    job.teacher_ckpt = None
+    return job
+
+
+def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str:
+    """The key of what a teacher's job trains; it changes with the code of the network."""
+    job = copy.deepcopy(job)
+    job.run_dir = ""  # callbacks may name it
+    model, trainer = plain(job.model), plain(job.trainer)
+    recipe = {
+        "model": model,
+        "trainer": {k: v for k, v in trainer.items() if k not in INCIDENTAL},
+        "seed": job.seed,
+        "data": [_content(job, data), getattr(data, "batch_size", None), world_size],
+        "version": __version__,
+        "code": sources([get_object(model["net"]["_target_"]).__module__]),
+        "callbacks": {k: v for k, v in plain(job.callbacks).items() if shapes_result(v)},
+    }
+    return teacher_key(model["net"]["_target_"].rpartition(".")[2], recipe)
+
+
+def _content(job: DictConfig, data: L.LightningDataModule) -> Any:
+    """A hash of the data; of a datamodule without one, its configuration and code."""
+    fingerprint = getattr(data, "fingerprint", None)
+    return fingerprint or [plain(job.data), sources([type(data).__module__])]
+
+
+def shapes_result(callback: Any) -> bool:
+    """Whether a configured callback may shape what a run computes.
+
+    The class says so by ``shapes_result``; one that does not say is taken to.
+    """
+    if not isinstance(callback, dict) or "_target_" not in callback:
+        return True
+    return getattr(get_object(callback["_target_"]), "shapes_result", True)
