@@ -13,7 +13,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
@@ -33,6 +33,14 @@ def accuracy(net: nn.Module, loader: DataLoader) -> float:
     return correct / total
 
 
+def distillation_loss(z_s: Tensor, z_t: Tensor, target: Tensor) -> Tensor:
+    """Return the loss from logits of student and teacher, B×C, and labels, B."""
+    hard = F.cross_entropy(z_s, target)
+    soft = F.kl_div(F.log_softmax(z_s / T, dim=1), F.softmax(z_t / T, dim=1), reduction="batchmean")
+    # T² restores the size of the soft gradients, which fall as 1/T² (Hinton et al. 2015, §2)
+    return (1 - ALPHA) * hard + ALPHA * T**2 * soft
+
+
 def main(root: str, teacher_file: str, batch_size: int, epochs: int, samples: int) -> None:
     """Train a student and print the accuracies and the seconds of each epoch as JSON.
 
@@ -47,6 +55,7 @@ def main(root: str, teacher_file: str, batch_size: int, epochs: int, samples: in
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )
+    # as many validation samples as in our runs, but the last ones instead of random ones
     full = datasets.MNIST(root, train=True, transform=transform)
     test = DataLoader(datasets.MNIST(root, train=False, transform=transform), batch_size=1000)
     train = DataLoader(Subset(full, range(samples)), batch_size=batch_size, shuffle=True)
@@ -66,12 +75,7 @@ def main(root: str, teacher_file: str, batch_size: int, epochs: int, samples: in
             # evaluated anew in every epoch, although the teacher and its inputs never change
             with torch.no_grad():
                 z_t = teacher(x)
-            z_s = student(x)
-            hard = F.cross_entropy(z_s, y)
-            soft = F.kl_div(
-                F.log_softmax(z_s / T, dim=1), F.softmax(z_t / T, dim=1), reduction="batchmean"
-            )
-            loss = (1 - ALPHA) * hard + ALPHA * T**2 * soft
+            loss = distillation_loss(student(x), z_t, y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
