@@ -1,4 +1,4 @@
-"""How samples in memory become batches: splits, their order, their normalisation."""
+"""Splits of samples in memory, the order of their batches, and their normalisation."""
 
 import math
 from collections.abc import Iterator
@@ -8,27 +8,36 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from kd_lightning.data.types import Batch, DataSpec
+from kd_lightning.data.types import Batch, ImageSpec
 from kd_lightning.utils.hashing import mixed
 
 
 class Split(NamedTuple):
-    """Samples, N×C×H×W uint8, and their classes, N int64."""
+    """Samples of one split.
+
+    Attributes:
+        inputs: N×C×H×W, uint8.
+        target: class of each sample, N, int64.
+    """
 
     inputs: Tensor
     target: Tensor
 
     def take(self, index: Tensor) -> "Split":
-        """The samples at ``index``, in that order."""
+        """Return the samples at ``index``, in that order."""
         return Split(self.inputs[index], self.target[index])
 
     def to(self, device: torch.device) -> "Split":
-        """The same samples on a device."""
+        """Return the samples on a device."""
         return Split(self.inputs.to(device), self.target.to(device))
 
 
 class TensorDataset(Dataset[Batch]):
-    """A split that is read a whole batch at a time: one indexing instead of B."""
+    """A split that is read a whole batch at a time.
+
+    Args:
+        split: the samples.
+    """
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -36,16 +45,26 @@ class TensorDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.split.target)
 
+    # The index is a tensor, not an integer: one gather per batch replaces B lookups and the
+    # collation of B samples.
     def __getitem__(self, index: Tensor) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Batch(self.split.inputs[index], self.split.target[index], index)
 
 
 class ShuffledBatches(Sampler[Tensor]):
-    """Index tensors of one rank's training batches, a new order every epoch.
+    """Index tensors of one rank's training batches, in a new order every epoch.
 
-    The order is a pure function of (seed, epoch), so a resumed run sees what it would
-    have seen. Ranks get equal shares; the order is padded from its own start, as
-    ``torch.utils.data.DistributedSampler`` does.
+    The order is a pure function of (seed, epoch), so a resumed run continues with the batches
+    of an uninterrupted one. All ranks get the same number of samples; the order is padded
+    with its own first samples, as ``torch.utils.data.DistributedSampler`` does.
+
+    Args:
+        size: number of samples, N.
+        batch_size: samples per batch and rank, B.
+        seed: determines the orders of all epochs.
+        rank: index of this process.
+        world_size: number of processes.
+        device: device of the index tensors; None for the CPU.
     """
 
     def __init__(
@@ -62,28 +81,41 @@ class ShuffledBatches(Sampler[Tensor]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.size / self.world_size) / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
+        # A generator of its own, always on the CPU: the global one depends on what the networks
+        # have drawn, and a GPU's permutation differs from the CPU's.
         generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)
         share = math.ceil(self.size / self.world_size)
+        # The ranks take turns in one common order. Its tail wraps around to its start, so that
+        # all ranks run equally many steps; DDP would wait forever for a missing one.
         positions = torch.arange(self.rank, share * self.world_size, self.world_size)
         yield from order[positions % self.size].to(self.device).split(self.batch_size)
 
 
 class OrderedBatches(Sampler[Tensor]):
-    """Index tensors of one rank's evaluation batches: every sample exactly once.
+    """Index tensors of one rank's evaluation batches, in order.
 
-    Each rank gets the same number of batches, so that collective operations meet.
+    Over all ranks every sample occurs exactly once, so figures are exact. Each rank gets the
+    same number of batches, so collective operations match.
+
+    Args:
+        size: number of samples, N.
+        batch_size: largest number of samples in a batch.
+        rank: index of this process.
+        world_size: number of processes.
     """
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         batches = math.ceil(size / (world_size * batch_size)) * world_size
+        # Nearly equal batches, some of them empty if there are fewer samples than batches:
+        # padding, as in training, would count samples twice.
         self.batches = torch.arange(size).tensor_split(batches)[rank::world_size]
 
     def __len__(self) -> int:
@@ -94,17 +126,23 @@ class OrderedBatches(Sampler[Tensor]):
 
 
 class Normalizer:
-    """The one normalisation of a data set, for teacher and student alike.
+    """Per-channel normalisation, shared by teacher and student.
 
-    Takes B×C×H×W values of 0…255 in a floating type; works in place.
+    Maps values in 0…255 of a floating type, B×C×H×W, to (x / 255 − mean) / std, in place.
+
+    Args:
+        spec: the data's mean and standard deviation.
     """
 
-    def __init__(self, spec: DataSpec) -> None:
+    def __init__(self, spec: ImageSpec) -> None:
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (spec.mean, spec.std))
+        # One multiply-add instead of two divisions and a subtraction. ``exact`` stays in
+        # float32, so a use in bfloat16 does not round the constants of later uses.
         self.exact = self.ready = (1 / (255 * std), -mean / std)
 
     def __call__(self, x: Tensor) -> Tensor:
-        # kept as they were last needed: a copy a batch would synchronise
+        # Converted once per device and type: a copy from the CPU in every batch would
+        # synchronise the GPU.
         if (x.device, x.dtype) != (self.ready[0].device, self.ready[0].dtype):
             self.ready = (self.exact[0].to(x), self.exact[1].to(x))
         scale, shift = self.ready

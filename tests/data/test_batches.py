@@ -1,4 +1,4 @@
-"""Tests of how samples become batches: who gets which sample, in which order, how scaled."""
+"""Tests of batches: the samples of each rank, their order, and their normalisation."""
 
 import math
 
@@ -13,7 +13,7 @@ from kd_lightning.data.batches import (
     Split,
     TensorDataset,
 )
-from kd_lightning.data.types import DataSpec
+from kd_lightning.data.types import ImageSpec
 
 SIZES = [  # samples, batch size, ranks
     (100, 16, 1),
@@ -28,7 +28,7 @@ SIZES = [  # samples, batch size, ranks
 
 
 def shuffled(size: int, batch: int, ranks: int, seed: int = 0, epoch: int = 0) -> list[list[int]]:
-    """What each rank gets."""
+    """Return the indices of each rank."""
     samplers = [ShuffledBatches(size, batch, seed, rank, ranks) for rank in range(ranks)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
@@ -36,7 +36,7 @@ def shuffled(size: int, batch: int, ranks: int, seed: int = 0, epoch: int = 0) -
 
 
 @pytest.mark.parametrize(("size", "batch", "ranks"), SIZES)
-def test_shuffled_ranks_share_as_torch_shares(size: int, batch: int, ranks: int) -> None:
+def test_shuffled_ranks_get_as_many_samples_as_in_torch(size: int, batch: int, ranks: int) -> None:
     shares = shuffled(size, batch, ranks)
     for rank, share in enumerate(shares):
         assert len(share) == len(DistributedSampler(range(size), ranks, rank))
@@ -47,7 +47,7 @@ def test_shuffled_ranks_share_as_torch_shares(size: int, batch: int, ranks: int)
 
 
 @pytest.mark.parametrize(("size", "batch", "ranks"), SIZES)
-def test_shuffled_batches_are_full_but_the_last(size: int, batch: int, ranks: int) -> None:
+def test_shuffled_batches_are_full_except_the_last(size: int, batch: int, ranks: int) -> None:
     for rank in range(ranks):
         sampler = ShuffledBatches(size, batch, 0, rank, ranks)
         lengths = [len(b) for b in sampler]
@@ -56,15 +56,15 @@ def test_shuffled_batches_are_full_but_the_last(size: int, batch: int, ranks: in
         assert 1 <= lengths[-1] <= batch
 
 
-def test_the_order_follows_seed_and_epoch_and_nothing_else() -> None:
+def test_order_depends_on_seed_and_epoch_alone() -> None:
     orders = {(s, e): shuffled(100, 16, 1, s, e)[0] for s in range(3) for e in range(3)}
     assert len({tuple(order) for order in orders.values()}) == 9
     torch.manual_seed(1234)
     assert shuffled(100, 16, 1, seed=2, epoch=1)[0] == orders[2, 1]
-    assert shuffled(100, 7, 1, seed=2, epoch=1)[0] == orders[2, 1]  # the size of batches neither
+    assert shuffled(100, 7, 1, seed=2, epoch=1)[0] == orders[2, 1]  # nor on the batch size
 
 
-def test_every_rank_takes_turns_in_one_common_order() -> None:
+def test_ranks_take_turns_in_one_common_order() -> None:
     whole = shuffled(101, 16, 1, epoch=5)[0]
     first, second = shuffled(101, 16, 2, epoch=5)
     assert first == whole[::2]
@@ -72,7 +72,7 @@ def test_every_rank_takes_turns_in_one_common_order() -> None:
 
 
 @pytest.mark.parametrize(("size", "batch", "ranks"), SIZES)
-def test_ordered_batches_hold_each_sample_once(size: int, batch: int, ranks: int) -> None:
+def test_ordered_batches_contain_each_sample_once(size: int, batch: int, ranks: int) -> None:
     shares = [list(OrderedBatches(size, batch, rank, ranks)) for rank in range(ranks)]
     everything = torch.cat([b for share in shares for b in share])
     assert sorted(everything.tolist()) == list(range(size))
@@ -86,7 +86,7 @@ def test_ordered_batches_of_one_rank_are_in_order() -> None:
     assert torch.cat(list(OrderedBatches(50, 8))).tolist() == list(range(50))
 
 
-def test_a_data_set_is_read_a_batch_at_a_time() -> None:
+def test_dataset_returns_a_batch_for_an_index_tensor() -> None:
     split = Split(torch.arange(24, dtype=torch.uint8).view(6, 1, 2, 2), torch.arange(6) * 10)
     batch = TensorDataset(split)[torch.tensor([4, 0, 4])]
     assert batch.inputs[:, 0, 0, 0].tolist() == [16, 0, 16]
@@ -95,8 +95,8 @@ def test_a_data_set_is_read_a_batch_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_normalizer_maps_bytes_by_mean_and_std_of_each_channel(dtype: torch.dtype) -> None:
-    spec = DataSpec((2, 1, 256), 10, mean=(0.25, 0.5), std=(0.125, 0.4))
+def test_normalizer_applies_mean_and_std_of_each_channel(dtype: torch.dtype) -> None:
+    spec = ImageSpec((2, 1, 256), 10, mean=(0.25, 0.5), std=(0.125, 0.4))
     x = torch.arange(256.0, dtype=torch.float64).repeat(3, 2, 1, 1)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 2, 1, 1) for v in spec[2:])
     found = Normalizer(spec)(x.to(dtype, copy=True))
@@ -105,8 +105,8 @@ def test_the_normalizer_maps_bytes_by_mean_and_std_of_each_channel(dtype: torch.
     torch.testing.assert_close(found.double(), (x / 255 - mean) / std, rtol=0, atol=tolerance)
 
 
-def test_the_normalizer_loses_nothing_to_an_earlier_use_in_low_precision() -> None:
-    spec = DataSpec((1, 4, 4), 10, mean=(0.1307,), std=(0.3081,))
+def test_normalizer_is_exact_after_a_use_in_low_precision() -> None:
+    spec = ImageSpec((1, 4, 4), 10, mean=(0.1307,), std=(0.3081,))
     x = torch.linspace(0, 255, 16).view(1, 1, 4, 4)
     normalize = Normalizer(spec)
     normalize(x.bfloat16())

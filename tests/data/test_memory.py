@@ -1,4 +1,4 @@
-"""Tests of the data module under every data set: splits, experiments, normalisation."""
+"""Tests of the in-memory data module: splits, training-set changes, normalisation."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SIZE, TEST_SIZE, CLASSES = 200, 40, 5
 
 
 class MadeData(InMemoryDataModule):
-    """240 colour images of 4×4; the first pixel of the first channel is the sample's number."""
+    """240 colour images of 4×4 whose first value is the number of the sample."""
 
     shade = 100
 
@@ -48,7 +48,7 @@ def numbers(data: InMemoryDataModule, split: str) -> list[int]:
 @pytest.mark.parametrize(
     ("val_size", "count"), [(0.1, 20), (0.333, 67), (1, 1), (50, 50), (199, 199), (0.001, 1)]
 )
-def test_a_validation_split_is_cut_off(val_size: float, count: int) -> None:
+def test_validation_samples_are_taken_out_of_the_training_set(val_size: float, count: int) -> None:
     data = made(val_size=val_size)
     train, val = numbers(data, "train"), numbers(data, "val")
     assert len(val) == count
@@ -56,13 +56,13 @@ def test_a_validation_split_is_cut_off(val_size: float, count: int) -> None:
     assert numbers(data, "test") == list(range(SIZE, SIZE + TEST_SIZE))
 
 
-def test_the_split_follows_its_own_seed_only() -> None:
+def test_split_depends_on_its_own_seed_alone() -> None:
     one = numbers(made(split_seed=0, seed=0), "val")
     assert numbers(made(split_seed=0, seed=7), "val") == one
     assert numbers(made(split_seed=1, seed=0), "val") != one
 
 
-def test_samples_stay_as_they_are_stored() -> None:
+def test_samples_keep_their_stored_type_and_values() -> None:
     data = made()
     full, test = data.load()
     for split, source in [("train", full), ("val", full), ("test", test)]:
@@ -74,31 +74,31 @@ def test_samples_stay_as_they_are_stored() -> None:
         assert torch.equal(found.target, source.target[rows])
 
 
-def test_setting_up_twice_changes_nothing() -> None:
+def test_second_setup_changes_nothing() -> None:
     data = made()
     before = data.splits
     data.setup("test")
     assert data.splits is before
 
 
-def test_the_measure_of_the_data_is_that_of_the_training_samples() -> None:
+def test_spec_is_computed_from_the_training_samples() -> None:
     data = made()
     x = data.splits["train"].inputs.numpy().astype(np.float64) / 255
     assert data.spec.input_shape == (3, 4, 4)
     assert data.spec.num_classes == CLASSES
     np.testing.assert_allclose(data.spec.mean, x.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(data.spec.std[:2], x.std(axis=(0, 2, 3))[:2], rtol=1e-12)
-    assert data.spec.std[2] == 1e-6  # one shade only: not zero
+    assert data.spec.std[2] == 1e-6  # a constant channel: the lower bound, not zero
 
 
-def test_a_given_mean_and_std_are_taken() -> None:
+def test_given_mean_and_std_are_used() -> None:
     data = made(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     assert data.spec.mean == (0.1, 0.2, 0.3)
     assert data.spec.std == (0.4, 0.5, 0.6)
 
 
 class Recorder(L.LightningModule):
-    """Keeps what reaches a module in training, validation and test, by epoch."""
+    """A module that stores its batches of training (by epoch), validation and test."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_a_module_gets_every_sample_normalised_once_with_its_index() -> None:
+def test_module_receives_every_sample_normalised_with_its_index() -> None:
     data = made(batch_size=32, eval_batch_size=24, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     trainer = L.Trainer(
         accelerator="cpu",
@@ -133,7 +133,8 @@ def test_a_module_gets_every_sample_normalised_once_with_its_index() -> None:
     recorder = Recorder()
     trainer.fit(recorder, data)
     trainer.test(recorder, data, verbose=False)
-    seen = {name: [torch.cat(x) for x in zip(*b, strict=True)] for name, b in recorder.seen.items()}
+    tensors = {name: [batch[:3] for batch in batches] for name, batches in recorder.seen.items()}
+    seen = {name: [torch.cat(x) for x in zip(*b, strict=True)] for name, b in tensors.items()}
     assert {name: len(batches) for name, batches in recorder.seen.items()} == {
         "train 0": 6,  # of 180 / 32
         "train 1": 6,
@@ -154,7 +155,7 @@ def test_a_module_gets_every_sample_normalised_once_with_its_index() -> None:
 
 
 @pytest.mark.parametrize(("noise", "count"), [(0.0, 0), (0.1, 18), (0.333, 60), (1.0, 180)])
-def test_label_noise_spoils_an_exact_number_of_training_labels(noise: float, count: int) -> None:
+def test_label_noise_changes_an_exact_number_of_training_labels(noise: float, count: int) -> None:
     clean, noisy = made(), made(label_noise=noise)
     target = noisy.splits["train"].target
     assert (target != clean.splits["train"].target).sum() == count
@@ -171,19 +172,19 @@ def test_label_noise_reaches_every_other_class() -> None:
     assert set(shift.tolist()) == {1, 2, 3, 4}
 
 
-def test_a_smaller_fraction_of_training_samples_is_part_of_a_larger() -> None:
+def test_smaller_training_fraction_is_a_subset_of_a_larger_one() -> None:
     orders = [numbers(made(train_fraction=f), "train") for f in (0.1, 0.5, 0.75, 1.0)]
     assert [len(order) for order in orders] == [18, 90, 135, 180]
     assert all(order == orders[-1][: len(order)] for order in orders)
-    assert orders[0] != sorted(orders[-1])[:18]  # drawn, not the first of the file
+    assert orders[0] != sorted(orders[-1])[:18]  # a random sample, not the first of the file
 
 
-def test_a_fraction_leaves_validation_and_test_alone() -> None:
+def test_training_fraction_does_not_change_validation_and_test() -> None:
     whole, part = made(), made(train_fraction=0.25)
     assert all(numbers(part, split) == numbers(whole, split) for split in ("val", "test"))
 
 
-def test_classes_are_left_out_of_training_only() -> None:
+def test_classes_are_excluded_from_training_only() -> None:
     whole, part = made(), made(exclude_classes=[1, 3])
     left = [n for n in numbers(whole, "train") if n % CLASSES in (0, 2, 4)]
     assert numbers(part, "train") == left
@@ -191,7 +192,7 @@ def test_classes_are_left_out_of_training_only() -> None:
     assert part.spec.num_classes == CLASSES
 
 
-def test_experiments_combine() -> None:
+def test_training_set_changes_combine() -> None:
     left = [n for n in numbers(made(), "train") if n % CLASSES]
     data = made(exclude_classes=[0], train_fraction=0.5, label_noise=0.25)
     kept = round(len(left) / 2)
@@ -220,15 +221,18 @@ def test_experiments_combine() -> None:
         ({"exclude_classes": [0, 1, 2, 3, 4]}, r"no training samples are left"),
         ({"mean": [0.5] * 3}, r"both data\.mean and data\.std"),
         ({"std": [0.5] * 3}, r"both data\.mean and data\.std"),
-        ({"mean": [0.5], "std": [0.5]}, r"data\.mean and data\.std need one value a channel \(3\)"),
+        (
+            {"mean": [0.5], "std": [0.5]},
+            r"data\.mean and data\.std need one value per channel \(3\)",
+        ),
     ],
 )
-def test_a_setting_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_setting_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         made(**settings)
 
 
-def test_the_fingerprint_follows_what_is_trained_and_validated_on() -> None:
+def test_fingerprint_depends_on_training_and_validation_data() -> None:
     def darker() -> MadeData:
         data = MadeData()
         data.shade = 99
@@ -250,7 +254,7 @@ def test_the_fingerprint_follows_what_is_trained_and_validated_on() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
-def test_resident_samples_are_the_same_and_lie_on_the_training_device() -> None:
+def test_resident_samples_are_equal_and_on_the_training_device() -> None:
     trainer = L.Trainer(accelerator="gpu", devices=1, logger=False)
     batches = {}
     for resident in (False, True):
