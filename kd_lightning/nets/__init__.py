@@ -1,1 +1,1 @@
-"""Networks: a family a file. Each is built as ``Net(input_shape, num_classes, ...)``."""
+"""Networks, one family a file, constructed as ``Net(input_shape, num_classes, ...)``."""

@@ -1,4 +1,4 @@
-"""The two reference networks: small convolutional classifiers for small images.
+"""Reference teacher and student: small convolutional classifiers for small images.
 
 Input B×C×H×W, output logits B×K; C, H, W and K come from the data.
 """
@@ -11,17 +11,23 @@ from kd_lightning.utils.errors import UserError
 
 
 def _after_convs(size: int, convs: int) -> int:
-    """Side of a map after ``convs`` unpadded 3×3 convolutions and one 2×2 pooling."""
+    """Return the side of a map after ``convs`` unpadded 3×3 convolutions and 2×2 pooling."""
     return (size - 2 * convs) // 2
 
 
 def _flat_features(input_shape: Sequence[int], channels: int, convs: int) -> int:
+    """Return the size of the flattened maps, which fixes the first linear layer."""
+    # Computed instead of nn.LazyLinear: a lazy layer has no parameters to count, copy or give
+    # to an optimizer before the first batch.
     if channels < 1:
-        raise UserError("width must be at least 1")
+        raise UserError(f"width must be at least 1, got {channels}")
     _, height, width = input_shape
     h, w = _after_convs(height, convs), _after_convs(width, convs)
     if h < 1 or w < 1:
-        raise UserError(f"images of {height}×{width} are too small for this network")
+        raise UserError(
+            f"images of {height}×{width} are too small for a network of {convs} unpadded 3×3 "
+            "convolutions and a 2×2 pooling; use another network, e.g. mlp"
+        )
     return channels * h * w
 
 
@@ -31,13 +37,21 @@ class TeacherCNN(nn.Module):
     Args:
         input_shape: (C, H, W).
         num_classes: K.
-        width: channels of the first convolution; the second has twice, the hidden
-            linear layer four times as many.
+        width: channels of the first convolution; the second has twice as many, the hidden
+            linear layer four times as many units.
+
+    Raises:
+        UserError: if the images are too small.
     """
+
+    # The well-known MNIST example of PyTorch and Keras; its dropout matters for distillation,
+    # since a teacher that overfits gives nearly one-hot soft targets.
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: int = 32) -> None:
         super().__init__()
         flat = _flat_features(input_shape, 2 * width, convs=2)
+        # Two containers, so that the path ``features`` names the last map and ``classifier.0``
+        # its flattened form. No in-place ReLU, which would overwrite a tapped convolution.
         self.features = nn.Sequential(
             nn.Conv2d(input_shape[0], width, 3),
             nn.ReLU(),
@@ -65,6 +79,9 @@ class StudentCNN(nn.Module):
         input_shape: (C, H, W).
         num_classes: K.
         width: channels of the convolution.
+
+    Raises:
+        UserError: if the images are too small.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: int = 16) -> None:

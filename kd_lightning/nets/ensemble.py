@@ -1,8 +1,4 @@
-"""Several teachers as one network: M members, of different architectures if need be.
-
-Their logits stay apart (B×M×C) until the temperature is known: the mean of probabilities at
-one T is not their mean at another, and this way one cache serves all temperatures.
-"""
+"""Ensembles: M teachers, of any architectures, as one network with logits B×M×C."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,17 +22,24 @@ class Ensemble(nn.Module):
 
     def forward(self, inputs: Inputs | None = None, **named: Tensor) -> Tensor:
         given = named if inputs is None else inputs
-        # next to the classes, so that whatever selects samples or tokens need not know of members
+        # Stacked, not averaged: the mean of probabilities depends on T, so one cache of the
+        # members' logits serves all temperatures. Members come next to the classes, where
+        # selecting samples or tokens does not concern them.
         return torch.stack([call(member, given) for member in self.members], dim=-2)
 
 
 def mean_probabilities(z: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
-    """Logits, B×C, whose softmax at T is the mean of the members' softmax at T.
+    """Return logits whose softmax at T is the mean of the members' softmax at T.
 
     Args:
-        z: logits, B×M×C of several teachers, or B×C of one, which are returned as they are.
-        temperature: T > 0: a number, a scalar, or B×1 with one for each sample.
+        z: logits, B×M×C, or B×C of a single teacher, which are returned unchanged.
+        temperature: T > 0, dimensionless; a number, a scalar tensor, or B×1.
+
+    Returns:
+        Logits, B×C.
     """
+    # Losses take logits and soften them, so the mean is turned back into logits. In logarithms,
+    # since the logarithm of a mean of underflowed probabilities would be −∞.
     if z.dim() == 2:
         return z
     t = torch.as_tensor(temperature, dtype=z.dtype, device=z.device)
@@ -46,10 +49,12 @@ def mean_probabilities(z: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
 
 
 def mean_logits(z: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
-    """Mean of the members' logits; it is the same at every temperature."""
+    """Return the mean of the members' logits, B×C, which does not depend on T."""
+    # The geometric instead of the arithmetic mean of the distributions; TAKD's code uses it.
     return z if z.dim() == 2 else z.mean(1)
 
 
+# The values of the setting method.ensemble.
 MEANS: dict[str, Callable[..., Tensor]] = {
     "probabilities": mean_probabilities,
     "logits": mean_logits,

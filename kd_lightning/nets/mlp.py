@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on the flattened input.
+"""Multi-layer perceptron on the flattened input.
 
 Input B×…, output logits B×K.
 """
@@ -14,11 +14,11 @@ class MLP(nn.Module):
     """Linear layers with ReLU and dropout between them.
 
     Args:
-        input_shape: shape of one sample; it is flattened.
+        input_shape: shape of one sample.
         num_classes: K.
-        hidden: sizes of the hidden layers.
-        dropout: probability of dropping a hidden unit.
-        input_dropout: probability of dropping an input.
+        hidden: sizes of the hidden layers; empty for a linear classifier.
+        dropout: probability of dropping a hidden unit, in 0…1.
+        input_dropout: probability of dropping an input, in 0…1.
     """
 
     def __init__(
@@ -31,11 +31,15 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
+        # Only if used: an idle layer here would shift the numbers in the paths of all others.
         if input_dropout:
             layers.append(nn.Dropout(input_dropout))
         for inputs, outputs in pairwise([prod(input_shape), *hidden]):
+            # Dropout stays with p = 0: a layer's path then does not depend on the setting, and
+            # a checkpoint of one rate can be loaded at another.
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
         layers.append(nn.Linear(hidden[-1] if hidden else prod(input_shape), num_classes))
+        # One Sequential: the path ``layers.i`` names any layer as the end of a transfer term.
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Intermediate outputs by module path, of networks that nobody edited.
+"""Taps: intermediate outputs by module path, from networks that need no changes.
 
-A path is a module's dotted name (``layer3.1.relu``). Where that module returns a tuple or
-a dictionary, ``:`` and a position or key name the item (``encoder:0``, ``backbone:out``).
-Of a module that runs several times in one pass, the last output counts.
+A path is a module's dotted name (``layer3.1.relu``). If the module returns a tuple or a
+dictionary, ``:`` and a position or key select an item (``encoder:0``, ``backbone:out``). If
+a module runs several times in one pass, its last output is used.
 """
 
 import math
@@ -18,7 +18,8 @@ from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.networks import Inputs, call, evaluating
 
 Outputs = dict[str, Tensor]
-SHOWN = 24  # paths in an error
+SHOWN = 24  # paths listed in an error message
+# Modules whose output shape identifies maps, see stages().
 MAKES_MAPS = (
     *(nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d),
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
@@ -26,13 +27,23 @@ MAKES_MAPS = (
 
 
 def tapped(net: nn.Module, inputs: Inputs, paths: Sequence[str]) -> Outputs:
-    """A network's ``logits`` and its outputs at the paths.
+    """Run a network and return its ``logits`` and its outputs at the paths.
+
+    Args:
+        net: the network.
+        inputs: a batch, one tensor or several by argument name.
+        paths: module paths.
+
+    Returns:
+        The logits under ``logits``, and a tensor under each path.
 
     Raises:
-        UserError: if a path is not there, did not run, or did not return a tensor.
+        UserError: if a path does not exist, did not run, or did not return a tensor.
     """
+    # Hooks for one pass only. Permanent ones would be copied by deepcopy, break pickling, and
+    # run in passes that need no features. The stack removes them also if the network raises.
     found: Outputs = {}
-    with ExitStack() as hooks:  # removed also where the network raises
+    with ExitStack() as hooks:
         for path in paths:
             handle = find(net, path).register_forward_hook(_recorder(found, path))
             hooks.callback(handle.remove)
@@ -43,10 +54,10 @@ def tapped(net: nn.Module, inputs: Inputs, paths: Sequence[str]) -> Outputs:
 
 
 def find(net: nn.Module, path: str) -> nn.Module:
-    """The module at a path, whatever item of its output is meant.
+    """Return the module at a path; an item after ``:`` is ignored.
 
     Raises:
-        UserError: if there is none; it lists those that exist, the nearest first.
+        UserError: if there is none; the message lists existing paths, the most similar first.
     """
     name = path.partition(":")[0]
     try:
@@ -64,7 +75,8 @@ def find(net: nn.Module, path: str) -> nn.Module:
 
 def _recorder(found: Outputs, path: str) -> Callable[..., None]:
     def record(module: nn.Module, args: Any, output: Any) -> None:
-        # a copy: the next layer may work in place (torchvision's do)
+        # Cloned, because the next layer may work in place (torchvision's ReLUs do). Not
+        # detached: the student's gradient flows through its taps.
         found[path] = _item(output, path).clone()
 
     return record
@@ -80,7 +92,7 @@ def _item(output: Any, path: str) -> Tensor:
 
 
 def _tensors(output: Any) -> dict[str, Tensor]:
-    """The tensors in a layer's output by position or key; a single one has none."""
+    """Return the tensors in a layer's output by position or key, a single one under ``""``."""
     if isinstance(output, dict):
         items = {str(k): v for k, v in output.items()}
     elif isinstance(output, list | tuple):
@@ -91,13 +103,13 @@ def _tensors(output: Any) -> dict[str, Tensor]:
 
 
 class Layer(NamedTuple):
-    """What one module did in a pass.
+    """One module's output in a pass.
 
     Attributes:
-        path: its dotted name, and which item of its output where there are several.
-        module: itself.
-        shape: of its output for one sample, without the batch.
-        depth: when it finished, from 0 (first) to 1 (last).
+        path: the module's dotted name, with the item if its output has several.
+        module: the module.
+        shape: of the output for one sample, without the batch dimension.
+        depth: position in the order of completion, from 0 (first) to 1 (last).
     """
 
     path: str
@@ -107,14 +119,15 @@ class Layer(NamedTuple):
 
 
 def layers(net: nn.Module, sample: Inputs) -> list[Layer]:
-    """What all modules give, a tensor each, in the order in which they finish."""
+    """Return the outputs of all modules in the order in which the modules finish."""
+    # The order of execution, not of named_modules(): only the first says what precedes what.
     ran: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
 
     def note(path: str) -> Callable[..., None]:
         def record(module: nn.Module, args: Any, output: Any) -> None:
             for key, tensor in _tensors(output).items():
                 name = f"{path}:{key}" if key else path
-                ran.pop(name, None)  # of several runs the last counts
+                ran.pop(name, None)  # moves a repeated module to its last run
                 ran[name] = (module, tuple(tensor.shape[1:]))
 
         return record
@@ -130,17 +143,17 @@ def layers(net: nn.Module, sample: Inputs) -> list[Layer]:
 
 @torch.no_grad()
 def dry_run(net: nn.Module, sample: Inputs, paths: Sequence[str]) -> Outputs:
-    """The outputs of a pass that leaves no trace: evaluation mode, no gradient."""
+    """Return the outputs of a pass without side effects: evaluation mode, no gradient."""
+    # Evaluation mode keeps the running statistics of batch norms as they are.
     with evaluating(net):
         return tapped(net, sample, paths)
 
 
 def stages(found: list[Layer]) -> list[Layer]:
-    """The last map at each resolution, from large to small.
-
-    A map (C×H×W) has a shape that a convolution, its normalisation or a pooling gives too:
-    some networks have their channels last elsewhere.
-    """
+    """Return the last map (C×H×W) at each resolution, from early to late."""
+    # Three dimensions do not make a map: tokens with a head dimension and channels-last tensors
+    # have them, too. A map has the shape of some convolution's, normalisation's or pooling's
+    # output. 1×1 maps are embeddings.
     shapes = {layer.shape for layer in found if isinstance(layer.module, MAKES_MAPS)}
     maps = [layer for layer in found if layer.shape in shapes and layer.shape[1] > 1]
     last = {layer.shape[1:]: layer for layer in maps}
@@ -148,10 +161,10 @@ def stages(found: list[Layer]) -> list[Layer]:
 
 
 def embedding(found: list[Layer]) -> Layer:
-    """What goes into the last linear layer; the last output where there is none.
-
-    That is the last output before it with as many values as it takes, else just the last.
-    """
+    """Return the input of the last linear layer, or the last output if there is none."""
+    # The input is not a module's output by itself: reshaping between modules has no path. It is
+    # taken as the last output before the layer with as many values as the layer's input, else
+    # the last one of any size.
     linear = [i for i, layer in enumerate(found) if isinstance(layer.module, nn.Linear)]
     if not linear or not linear[-1]:
         return found[-1]
@@ -160,11 +173,9 @@ def embedding(found: list[Layer]) -> Layer:
 
 
 def pairs(student: list[Layer], teacher: list[Layer]) -> list[tuple[Layer, Layer]]:
-    """Stages of both networks that correspond, from early to late.
-
-    From the last backwards, each stage of the student takes the nearest of the teacher's
-    that come before its successor's.
-    """
+    """Return corresponding stages of both networks, from early to late."""
+    # Matched greedily from the last stage backwards: each stage of the student takes the nearest
+    # stage of the teacher that precedes the one already taken, so that no pairs cross.
     matched: list[tuple[Layer, Layer]] = []
     left = stages(teacher)
     for s in reversed(stages(student)):
@@ -176,5 +187,6 @@ def pairs(student: list[Layer], teacher: list[Layer]) -> list[tuple[Layer, Layer
 
 
 def _distance(s: Layer, t: Layer) -> float:
-    """Twice the resolution counts as much as a fifth of the way through the network."""
+    # A factor of two in resolution counts as much as a fifth of the depth. Depth alone would
+    # pair maps of unequal size; resolution alone cannot tell stages of one size apart.
     return abs(math.log2(s.shape[1] / t.shape[1])) + 5 * abs(s.depth - t.depth)

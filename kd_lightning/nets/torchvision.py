@@ -1,7 +1,7 @@
-"""torchvision's image classifiers by name, new or with the weights that torchvision offers.
+"""Image classifiers of torchvision by name, untrained or with torchvision's weights.
 
-Input B×3×H×W, output logits B×K. The modules keep their own names: a ResNet's stages are
-``layer1`` to ``layer4``, its embedding is what ``avgpool`` gives.
+Input B×3×H×W, output logits B×K. Modules keep torchvision's names: the stages of a ResNet are
+``layer1`` to ``layer4``, and ``avgpool`` returns its embedding.
 """
 
 import re
@@ -23,50 +23,63 @@ def torchvision_net(
     name: str = "resnet18",
     weights: str | None = None,
 ) -> nn.Module:
-    """A classifier of torchvision's.
+    """Create a classifier of torchvision.
 
     Args:
         input_shape: (3, H, W).
         num_classes: K.
         name: one of ``torchvision.models.list_models(torchvision.models)``.
-        weights: ``DEFAULT`` or another name that torchvision gives them; they are downloaded
-            once. The last layer stays a new one where K differs from their 1,000 classes.
-            A network that a checkpoint is to fill needs none.
+        weights: ``DEFAULT`` or another of torchvision's names; downloaded once. Where K differs
+            from their 1,000 classes, the last layer is initialised anew. Not needed for a
+            network that a checkpoint will fill.
+
+    Returns:
+        The network, in training mode.
 
     Raises:
-        UserError: if there is no such network, it cannot take such inputs, or the weights
-            are unknown or cannot be had.
+        UserError: if the name or the weights are unknown, the network does not accept such
+            inputs, or the weights cannot be downloaded.
     """
     shape = "×".join(map(str, input_shape))
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise UserError(
-            f"torchvision's networks take colour images, 3×H×W, and these inputs are {shape}: "
-            "use a network that takes any number of channels, e.g. resnet20"
+            f"torchvision's networks take colour images (3×H×W), but the inputs are {shape}; "
+            "use a network for any number of channels, e.g. resnet20"
         )
     _check_name(name)
     try:
         options = _options(name, input_shape)
         net = models.get_model(name, num_classes=num_classes, **options)
+        # Tried at once: sizes that a network cannot take fail late otherwise, in the first
+        # step of training, with an error that does not mention the image size.
         _try(net, input_shape)
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"{name} cannot take images of {shape}: {_first_line(error)}") from error
+        raise UserError(
+            f"{name} cannot take images of {shape} ({_first_line(error)}); use another network "
+            "or image size"
+        ) from error
+    # Filled afterwards instead of get_model(weights=…), which demands 1,000 classes.
     if weights is not None:
         _fill(net, _weights(name, weights), f"the weights {weights} of {name}")
     return net
 
 
 def _check_name(name: str) -> None:
-    # mnasnet*: can be loaded only with a version number that our checkpoints do not keep
+    # mnasnet* load only with a version in the state dict, which our checkpoints do not keep.
     known = models.list_models(models, exclude="mnasnet*")
     if name not in known:
         near = ", ".join(get_close_matches(str(name), known, n=5, cutoff=0))
-        raise UserError(f"torchvision has no classifier {name} for us; the nearest are {near}")
+        raise UserError(
+            f"{name} is not a supported classifier of torchvision; the nearest are {near}"
+        )
 
 
 def _options(name: str, input_shape: Sequence[int]) -> dict[str, Any]:
-    """What a network must be told beside the number of classes."""
+    """Return a network's arguments besides the number of classes."""
     if name in ("googlenet", "inception_v3"):
-        return {"aux_logits": False, "init_weights": True}  # auxiliary heads answer in tuples
+        # Auxiliary heads make the output a tuple in training. init_weights is torchvision's
+        # default, stated because leaving it out warns.
+        return {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
         return {"image_size": input_shape[1]}
     if name == "maxvit_t":
@@ -75,41 +88,51 @@ def _options(name: str, input_shape: Sequence[int]) -> dict[str, Any]:
 
 
 def _try(net: nn.Module, input_shape: Sequence[int]) -> None:
-    """Show the network one black image: many need a least size, or one that can be divided."""
+    """Run the network on one black image, to find sizes that it cannot take."""
+    # In evaluation mode: batch norm rejects single values per channel in training, and its
+    # running statistics must not change.
     with torch.no_grad():
         net.eval()(torch.zeros(1, *input_shape))
     net.train()
 
 
 def _weights(name: str, weights: str) -> dict[str, Tensor]:
-    """Weights that torchvision offers, from its server or where they were kept before."""
+    """Return a state dict of torchvision, from its server or from the local cache."""
     known = models.get_model_weights(name).__members__
     if weights not in known:
         raise UserError(
-            f"torchvision has no weights {weights} for {name}, but {', '.join(known)}; "
-            "null starts without any"
+            f"torchvision has no weights {weights} for {name}; choose one of "
+            f"{', '.join(known)}, or null to start untrained"
         )
     chosen: Any = known[weights]
+    # check_hash: a download that was cut short stays in the cache. weights_only: a file in place
+    # of the weights must not run code.
     try:
         state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no network, no space, a wrong hash, a damaged file
         raise UserError(
             f"the weights {weights} of {name} could not be downloaded or read "
-            f"({_first_line(error)}): put a good copy of {chosen.url} into "
+            f"({_first_line(error)}); put a copy of {chosen.url} into "
             f"{Path(torch.hub.get_dir(), 'checkpoints')}, or use weights=null"
         ) from error
-    # densenets were kept with names that torch does not take any more
+    # DenseNet's files have names from before modules could not contain dots ("norm.1");
+    # torchvision's own loader, not called here, renames them the same way.
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", k): v for k, v in state.items()}
 
 
 def _fill(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Take over the weights that fit; only the last layer need not."""
+    """Copy the weights that fit; only the last layer may be left out."""
     own = net.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    # The last layer by order of registration: torchvision calls it fc, classifier or head.
     last_layer = list(own)[-1].rpartition(".")[0]
     left = net.load_state_dict(fitting, strict=False).missing_keys
     if others := [k for k in left if k.rpartition(".")[0] != last_layer]:
-        raise UserError(f"{what} do not fit images of this size: see {others[0]}")
+        # E.g. the position embedding of a vision transformer.
+        raise UserError(
+            f"{what} do not fit images of this size (at {others[0]}); use the size that they "
+            "were trained on, or weights=null"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,11 @@
-"""Wide residual networks, WRN-d-k: 6n + 4 layers in three stages, k times as many channels.
-
-Zagoruyko, Komodakis 2016, arXiv 1605.07146, on the pre-activation blocks of He, Zhang, Ren,
-Sun 2016, arXiv 1603.05027.
+"""Wide residual networks WRN-d-k: d = 6n + 4 layers in three stages, k times the channels.
 
 Input B×C×H×W, output logits B×K. The stages ``layer1`` to ``layer3`` end with a sum, before
-the next batch norm and ReLU, with 16k, 32k and 64k channels on H×W, H/2×W/2 and H/4×W/4
-(rounded up); ``relu`` is the last one's activation and ``flatten`` gives the embedding, B×64k.
+batch norm and ReLU, with 16k, 32k and 64k channels on H×W, H/2×W/2 and H/4×W/4 (rounded up).
+The layer ``relu`` activates the last stage; ``flatten`` returns the embedding, B×64k.
+
+Source: Zagoruyko, Komodakis 2016, arXiv 1605.07146, with the pre-activation blocks of He,
+Zhang, Ren, Sun 2016, arXiv 1603.05027.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,14 @@ from kd_lightning.nets.resnet import blocks_per_stage, conv1x1, conv3x3, initial
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm and ReLU before each of two convolutions: B×I×H×W to B×O×H/s×W/s."""
+    """Two convolutions after batch norm and ReLU each, from B×I×H×W to B×O×H/s×W/s.
+
+    Args:
+        inputs: I.
+        outputs: O.
+        stride: s.
+        dropout: probability of dropping a value between the convolutions.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -28,6 +35,7 @@ class PreActivationBlock(nn.Module):
         self.relu2 = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv3x3(outputs, outputs)
+        # None instead of an identity module: the two cases start from different tensors.
         self.shortcut = None
         if stride != 1 or inputs != outputs:
             self.shortcut = conv1x1(inputs, outputs, stride)
@@ -35,7 +43,8 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))
         y = self.dropout(self.relu2(self.bn2(self.conv1(active))))
-        # a projection starts from the activated input, an identity from the input itself
+        # A projection is applied to the activated input, the identity to the input itself, as
+        # in the authors' code.
         return self.conv2(y) + (x if self.shortcut is None else self.shortcut(active))
 
 
@@ -45,12 +54,12 @@ class WideResNet(nn.Module):
     Args:
         input_shape: (C, H, W).
         num_classes: K.
-        depth: d = 6n + 4; n blocks a stage.
-        width: k.
+        depth: d = 6n + 4, with n blocks per stage.
+        width: k, factor of the channels.
         dropout: probability of dropping a value between a block's convolutions.
 
     Raises:
-        UserError: if there is no network of that depth.
+        UserError: if the depth is not 6n + 4.
     """
 
     def __init__(
@@ -68,12 +77,14 @@ class WideResNet(nn.Module):
         self.layer1 = stage(block, 16, 16 * width, blocks, stride=1)
         self.layer2 = stage(block, 16 * width, 32 * width, blocks, stride=2)
         self.layer3 = stage(block, 32 * width, 64 * width, blocks, stride=2)
+        # Pre-activation blocks leave the last sum without activation; this pair adds it.
         self.bn = nn.BatchNorm2d(64 * width)
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(64 * width, num_classes)
         initialise(self)
+        # As in the authors' code; all classes start with the same logit offset.
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:

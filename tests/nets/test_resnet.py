@@ -1,4 +1,4 @@
-"""Tests of the ResNets: sizes as published and derived, shapes of every stage, blocks by hand."""
+"""ResNets: published numbers of parameters, shapes of the stages, blocks written out."""
 
 from math import ceil
 from pathlib import Path
@@ -26,7 +26,7 @@ PUBLISHED = {
 
 
 def settings(name: str) -> dict[str, Any]:
-    """What a network's YAML says, without how it is made."""
+    """Return the settings in a network's YAML file, without its target."""
     values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert values.pop("_target_") == "kd_lightning.nets.resnet.ResNet"
     assert values.pop("_partial_") is True
@@ -38,7 +38,7 @@ def parameters(net: nn.Module) -> int:
 
 
 def derived(channels: int, classes: int, depth: int, width: int, stem: int) -> int:
-    """Parameters counted by hand: a convolution has k²·in·out, its batch norm 2·out."""
+    """Count parameters by formula: a convolution has k²·in·out, its batch norm 2·out."""
     total = 9 * channels * stem + 2 * stem
     inputs = stem
     for outputs in (16 * width, 32 * width, 64 * width):
@@ -51,7 +51,7 @@ def derived(channels: int, classes: int, depth: int, width: int, stem: int) -> i
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_sizes_are_the_published_ones(name: str) -> None:
+def test_numbers_of_parameters_match_the_published_ones(name: str) -> None:
     chosen = settings(name)
     assert parameters(ResNet(CIFAR, 100, **chosen)) == PUBLISHED[name]
     assert derived(3, 100, **chosen) == PUBLISHED[name]
@@ -59,7 +59,7 @@ def test_sizes_are_the_published_ones(name: str) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), CIFAR])
 @pytest.mark.parametrize(("depth", "width", "stem"), [(8, 1, 16), (14, 2, 16), (8, 4, 32)])
-def test_sizes_follow_depth_width_and_stem(
+def test_parameters_follow_depth_width_and_stem(
     shape: tuple[int, int, int], depth: int, width: int, stem: int
 ) -> None:
     net = ResNet(shape, 7, depth=depth, width=width, stem=stem)
@@ -67,14 +67,14 @@ def test_sizes_follow_depth_width_and_stem(
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_depth_counts_the_layers_with_weights(name: str) -> None:
+def test_depth_is_the_number_of_layers_with_weights(name: str) -> None:
     net, depth = ResNet(CIFAR, 100, **settings(name)), settings(name)["depth"]
     layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len([n for n in layers if "downsample" not in n]) == depth
 
 
 def outputs(net: nn.Module, x: Tensor, *names: str) -> dict[str, Tensor]:
-    """What modules give by their path, and the logits."""
+    """Return the outputs of modules by path, and the logits."""
     found: dict[str, Tensor] = {}
     for name in names:
         net.get_submodule(name).register_forward_hook(
@@ -85,7 +85,7 @@ def outputs(net: nn.Module, x: Tensor, *names: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), CIFAR, (3, 8, 8), (2, 9, 21), (3, 64, 48)])
 @pytest.mark.parametrize(("width", "stem"), [(1, 16), (4, 32)])
-def test_stages_end_after_a_relu_and_the_embedding_comes_before_the_last_layer(
+def test_stages_end_with_a_relu_and_flatten_returns_the_embedding(
     shape: tuple[int, int, int], width: int, stem: int
 ) -> None:
     net = ResNet(shape, 7, depth=8, width=width, stem=stem)
@@ -100,7 +100,7 @@ def test_stages_end_after_a_relu_and_the_embedding_comes_before_the_last_layer(
     assert found["logits"].shape == (3, 7)
 
 
-def test_shapes_change_by_projections_and_nowhere_else() -> None:
+def test_projections_occur_only_where_shapes_change() -> None:
     net = ResNet(CIFAR, 10, depth=20)
     projected = [
         n
@@ -114,7 +114,7 @@ def test_shapes_change_by_projections_and_nowhere_else() -> None:
     assert (first.in_channels, first.out_channels, first.stride) == (32, 64, (1, 1))
 
 
-def test_a_block_adds_what_it_finds_to_its_shortcut() -> None:
+def test_a_block_adds_its_convolutions_to_its_shortcut() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 6)
     block = BasicBlock(4, 4, stride=1).eval()
@@ -126,13 +126,13 @@ def test_a_block_adds_what_it_finds_to_its_shortcut() -> None:
     assert inner.shape == (2, 8, 3, 3)
 
 
-def test_no_relu_works_in_place() -> None:
+def test_relus_do_not_work_in_place() -> None:
     relus = [m for m in ResNet(CIFAR, 10, depth=20).modules() if isinstance(m, nn.ReLU)]
     assert len(relus) == 19
     assert not any(m.inplace for m in relus)
 
 
-def test_convolutions_start_by_their_fan_out() -> None:
+def test_convolutions_are_initialised_by_their_fan_out() -> None:
     torch.manual_seed(0)
     net = ResNet(CIFAR, 10, depth=8, width=4, stem=32)
     for module in net.modules():
@@ -145,13 +145,13 @@ def test_convolutions_start_by_their_fan_out() -> None:
             assert (module.bias == 0).all()
 
 
-def test_every_parameter_learns() -> None:
+def test_gradient_reaches_every_parameter() -> None:
     net = ResNet((1, 8, 8), 3, depth=8)
     net(torch.randn(4, 1, 8, 8)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
 @pytest.mark.parametrize("depth", [-4, 0, 2, 7, 18, 21, 51])
-def test_a_depth_between_is_refused(depth: int) -> None:
-    with pytest.raises(UserError, match=rf"a depth of 6n \+ 2 \(8, 14, 20 …\), got {depth}"):
+def test_a_depth_other_than_6n_plus_2_is_rejected(depth: int) -> None:
+    with pytest.raises(UserError, match=rf"depth must be 6n \+ 2 \(8, 14, 20 …\), got {depth}"):
         ResNet(CIFAR, 10, depth=depth)

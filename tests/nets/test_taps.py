@@ -1,4 +1,4 @@
-"""Taps: what a layer gave, read from networks that nobody edited, and which layers correspond."""
+"""Taps: outputs of layers by path, and the choice of corresponding layers."""
 
 import pytest
 import torch
@@ -18,14 +18,14 @@ X = torch.randn(3, *DIGIT, generator=torch.Generator().manual_seed(0))
 
 
 class Split(nn.Module):
-    """Gives a dictionary, and not of tensors alone."""
+    """Returns a dictionary of tensors and a number."""
 
     def forward(self, x: Tensor) -> dict[str, object]:
         return {"out": x + 1, "aux": x - 1, "count": 2}
 
 
 class Several(nn.Module):
-    """A layer with a tuple, one with a dictionary, one that works in place, one left out."""
+    """Has layers with a tuple, a dictionary, an in-place operation, and no use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def hooks(net: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in net.modules())
 
 
-def test_a_path_gives_what_that_layer_returned() -> None:
+def test_a_tap_is_the_output_of_its_layer() -> None:
     net = TeacherCNN(DIGIT, 10, width=4).eval()
     found = tapped(net, X, ["features.1", "features", "classifier.2"])
     assert found.keys() == {"logits", "features.1", "features", "classifier.2"}
@@ -53,7 +53,7 @@ def test_a_path_gives_what_that_layer_returned() -> None:
     torch.testing.assert_close(found["classifier.2"], net.classifier[:3](net.features(X)))
 
 
-def test_a_layer_before_one_that_works_in_place_is_seen_as_it_was() -> None:
+def test_a_tap_before_an_in_place_layer_keeps_its_values() -> None:
     net = resnet18(num_classes=5).eval()
     x = torch.randn(2, 3, 32, 32)
     found = tapped(net, x, ["bn1", "relu", "layer3.1.bn2"])
@@ -64,7 +64,7 @@ def test_a_layer_before_one_that_works_in_place_is_seen_as_it_was() -> None:
     torch.testing.assert_close(found["logits"], net(x))
 
 
-def test_gradient_flows_through_a_tap_on_both_sides() -> None:
+def test_gradient_flows_through_taps_and_logits() -> None:
     net = resnet18(num_classes=5)
     found = tapped(net, torch.randn(2, 3, 32, 32), ["bn1"])
     (found["bn1"].square().mean() + found["logits"].square().mean()).backward()
@@ -73,11 +73,11 @@ def test_gradient_flows_through_a_tap_on_both_sides() -> None:
     assert net.conv1.weight.grad.abs().sum() > 0
 
 
-def test_items_of_tuples_and_dictionaries() -> None:
+def test_items_of_tuples_and_dictionaries_have_paths() -> None:
     net, x = Several().eval(), torch.randn(2, 5, 4)
     found = tapped(net, x, ["recurrent:0", "recurrent:1", "split:out", "split:aux"])
     states, last = net.recurrent(x)
-    assert states.min() < 0  # else the layer in place after it would go unnoticed
+    assert states.min() < 0  # otherwise the in-place ReLU would not change them
     torch.testing.assert_close(found["recurrent:0"], states)
     torch.testing.assert_close(found["recurrent:1"], last)
     torch.testing.assert_close(found["split:out"], found["logits"])
@@ -96,7 +96,9 @@ def test_items_of_tuples_and_dictionaries() -> None:
         ("", "Several has no layer ''; it has "),
     ],
 )
-def test_a_wrong_path_says_what_there_is_and_leaves_no_hook(path: str, said: str) -> None:
+def test_a_wrong_path_is_rejected_with_existing_ones_and_leaves_no_hook(
+    path: str, said: str
+) -> None:
     net = Several()
     with pytest.raises(UserError) as error:
         tapped(net, torch.randn(2, 5, 4), ["rectify", path])
@@ -104,7 +106,7 @@ def test_a_wrong_path_says_what_there_is_and_leaves_no_hook(path: str, said: str
     assert hooks(net) == 0
 
 
-def test_the_nearest_paths_come_first_and_not_all_of_many() -> None:
+def test_similar_paths_are_listed_first_and_at_most_24() -> None:
     with pytest.raises(UserError) as error:
         find(resnet18(), "layer3.1.relu1")
     listed = str(error.value).partition("it has ")[2]
@@ -113,7 +115,7 @@ def test_the_nearest_paths_come_first_and_not_all_of_many() -> None:
     assert listed.endswith("more (see kd-inspect)")
 
 
-def test_no_hook_stays() -> None:
+def test_hooks_are_removed() -> None:
     net = StudentCNN(DIGIT, 10)
     tapped(net, X, ["features.1"])
     layers(net, X)
@@ -123,13 +125,13 @@ def test_no_hook_stays() -> None:
     assert hooks(net) == 0
 
 
-def test_of_several_runs_the_last_counts() -> None:
+def test_the_last_run_of_a_repeated_module_is_tapped() -> None:
     shared = nn.Linear(4, 4)
     net, x = nn.Sequential(shared, nn.ReLU(), shared), torch.randn(2, 4)
     torch.testing.assert_close(tapped(net, x, ["0"])["0"], net(x))
 
 
-def test_a_dry_run_leaves_no_trace() -> None:
+def test_a_dry_run_has_no_side_effects() -> None:
     net = ResNet((3, 8, 8), 10, depth=8).train()
     net.layer1.eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -140,7 +142,7 @@ def test_a_dry_run_leaves_no_trace() -> None:
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
-def test_layers_come_in_order_with_shapes_and_depth() -> None:
+def test_layers_are_listed_in_order_of_execution() -> None:
     found = layers(StudentCNN(DIGIT, 10), X)
     assert [layer.path for layer in found] == [
         *("features.0", "features.1", "features.2", "features"),
@@ -163,7 +165,7 @@ def test_stages_and_embedding_of_the_reference_networks() -> None:
     assert [(s.shape[0], t.shape[0]) for s, t in pairs(student, teacher)] == [(16, 32), (16, 64)]
 
 
-def test_stages_of_resnets_of_different_depth_correspond() -> None:
+def test_stages_of_resnets_of_different_depth_are_paired() -> None:
     sample = torch.zeros(2, 3, 32, 32)
     student, teacher = (layers(ResNet((3, 32, 32), 10, depth=d), sample) for d in (20, 56))
     matched = [(s.path, t.path) for s, t in pairs(student, teacher)]
@@ -171,7 +173,7 @@ def test_stages_of_resnets_of_different_depth_correspond() -> None:
     assert (embedding(student).path, embedding(teacher).path) == ("flatten", "flatten")
 
 
-def test_stages_are_matched_in_order_where_one_network_has_fewer() -> None:
+def test_pairs_do_not_cross_if_one_network_has_fewer_stages() -> None:
     sample = torch.zeros(2, 3, 64, 64)
     teacher = layers(resnet18(num_classes=10), sample)
     student = layers(ResNet((3, 64, 64), 10, depth=8), sample)
@@ -192,7 +194,7 @@ def test_networks_without_maps_have_no_pairs() -> None:
 
 
 class NamedLogits(nn.Module):
-    """A layer called ``logits`` that is not the answer."""
+    """Has a layer named ``logits`` that is not the network's output."""
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
@@ -202,7 +204,7 @@ class NamedLogits(nn.Module):
         return 20 * self.logits(x)
 
 
-def test_a_layer_called_logits_is_not_taken_for_the_answer() -> None:
+def test_a_layer_named_logits_is_not_taken_for_the_output() -> None:
     student, teacher = NamedLogits(DIGIT, 10), NamedLogits(DIGIT, 10)
     term = Pairwise(correlation_congruence, role="embedding", student="logits", teacher="logits")
     term.connect(student, teacher, X, torch.arange(3))
@@ -211,7 +213,7 @@ def test_a_layer_called_logits_is_not_taken_for_the_answer() -> None:
     assert torch.equal(found[term.student[0]], student.logits(X))
 
 
-def test_maps_with_channels_last_are_no_stages() -> None:
+def test_channels_last_tensors_are_not_stages() -> None:
     class Permuted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.permute(0, 2, 3, 1)
@@ -226,17 +228,17 @@ def test_every_item_of_an_output_is_listed() -> None:
     assert listed == ["recurrent:0", "recurrent:1", "rectify", "split:out", "split:aux"]
 
 
-def test_the_embedding_is_as_large_as_what_the_last_layer_takes() -> None:
+def test_the_embedding_has_the_size_of_the_last_layers_input() -> None:
     net = nn.Sequential(nn.Linear(784, 8), nn.LSTM(8, 8), nn.Identity())
 
-    class Answer(nn.Module):
+    class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net, self.last = net, nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.net[0](x.flatten(1))
-            self.net[2](hidden.repeat(1, 3))  # runs later, but is not what goes in
+            self.net[2](hidden.repeat(1, 3))  # runs later, but is not the input
             return self.last(hidden)
 
-    assert embedding(layers(Answer(), X)).path == "net.0"
+    assert embedding(layers(Network(), X)).path == "net.0"

@@ -1,4 +1,4 @@
-"""Tests of torchvision's networks: names, inputs, weights without a network to fetch them."""
+"""Networks of torchvision: names, input sizes, and weights from a local cache."""
 
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import models
 
 from kd_lightning.nets.torchvision import torchvision_net
-from kd_lightning.runs.directory import _is_network
+from kd_lightning.runs.load import _is_network
 from kd_lightning.utils.errors import UserError
 
 CIFAR = (3, 32, 32)
@@ -20,7 +20,7 @@ SMALL = "shufflenet_v2_x0_5"
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder where torch keeps weights, and no network to fill it from."""
+    """Return torch's cache of weights, empty, and block downloads."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for variable in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
@@ -30,13 +30,13 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def file_of(name: str, folder: Path) -> Path:
-    """Where torch keeps the default weights of a network."""
+    """Return the cache's file for the default weights of a network."""
     weights: Any = models.get_model_weights(name)
     return folder / Path(urlparse(weights.DEFAULT.url).path).name
 
 
 def keep(name: str, folder: Path) -> dict[str, torch.Tensor]:
-    """Leave weights as if they had been downloaded before."""
+    """Write random weights into the cache, as a download would."""
     torch.manual_seed(1)
     state = models.get_model(name).state_dict()
     torch.save(state, file_of(name, folder))
@@ -44,7 +44,7 @@ def keep(name: str, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def refused(*arguments: Any, **settings: Any) -> str:
-    """The one line a user is told."""
+    """Return the one-line error message."""
     with pytest.raises(UserError) as caught:
         torchvision_net(*arguments, **settings)
     assert "\n" not in str(caught.value)
@@ -56,17 +56,17 @@ def refused(*arguments: Any, **settings: Any) -> str:
     [
         ("resnet18", CIFAR),
         ("mobilenet_v3_small", (3, 40, 24)),
-        ("vit_b_32", (3, 64, 64)),  # told the size of the images
-        ("googlenet", CIFAR),  # whose auxiliary heads would answer too
+        ("vit_b_32", (3, 64, 64)),  # takes the image size as an argument
+        ("googlenet", CIFAR),  # has auxiliary heads by default
     ],
 )
-def test_a_logit_for_each_class(name: str, shape: tuple[int, int, int]) -> None:
+def test_output_has_one_logit_per_class(name: str, shape: tuple[int, int, int]) -> None:
     net = torchvision_net(shape, 7, name=name)
     assert net.training
     assert net(torch.randn(2, *shape)).shape == (2, 7)
 
 
-def test_it_is_torchvisions_own_network() -> None:
+def test_modules_and_initial_weights_are_those_of_torchvision() -> None:
     torch.manual_seed(0)
     ours = torchvision_net(CIFAR, 10, name="resnet18")
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def test_it_is_torchvisions_own_network() -> None:
     assert all(torch.equal(v, state[k]) for k, v in ours.state_dict().items())
 
 
-def test_a_run_may_name_it() -> None:
+def test_a_run_directory_may_name_the_factory() -> None:
     assert _is_network("kd_lightning.nets.torchvision.torchvision_net")
     assert not _is_network("kd_lightning.nets.torchvision.get_close_matches")
 
@@ -85,20 +85,22 @@ def test_a_run_may_name_it() -> None:
     ("name", "near"),
     [("resnt18", "resnet18"), ("efficientnet", "efficientnet_b"), ("", ""), (18, "")],
 )
-def test_an_unknown_name(name: Any, near: str) -> None:
+def test_an_unknown_name_is_rejected_with_similar_names(name: Any, near: str) -> None:
     told = refused(CIFAR, 10, name=name)
-    assert told.startswith(f"torchvision has no classifier {name} for us; the nearest are {near}")
+    assert told.startswith(
+        f"{name} is not a supported classifier of torchvision; the nearest are {near}"
+    )
 
 
 @pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "raft_small", "r3d_18", "mnasnet0_5"])
-def test_what_is_no_classifier_of_images_counts_as_unknown(name: str) -> None:
-    assert "has no classifier" in refused(CIFAR, 10, name=name)
+def test_other_models_than_image_classifiers_are_rejected(name: str) -> None:
+    assert "is not a supported classifier" in refused(CIFAR, 10, name=name)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (4, 32, 32), (3, 32), (17,)])
-def test_other_than_three_channels(shape: tuple[int, ...]) -> None:
+def test_inputs_without_three_channels_are_rejected(shape: tuple[int, ...]) -> None:
     told = refused(shape, 10)
-    assert f"these inputs are {'×'.join(map(str, shape))}: use a network that" in told
+    assert f"the inputs are {'×'.join(map(str, shape))}; use a network for any number" in told
     assert "resnet20" in told
 
 
@@ -111,9 +113,9 @@ def test_other_than_three_channels(shape: tuple[int, ...]) -> None:
         ("alexnet", (3, 40, 40)),
     ],
 )
-def test_images_of_a_size_the_network_cannot_take(name: str, shape: tuple[int, int, int]) -> None:
+def test_an_unsuitable_image_size_is_rejected(name: str, shape: tuple[int, int, int]) -> None:
     size = "×".join(map(str, shape))
-    assert refused(shape, 10, name=name).startswith(f"{name} cannot take images of {size}: ")
+    assert refused(shape, 10, name=name).startswith(f"{name} cannot take images of {size} (")
 
 
 def is_in(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, bool]:
@@ -124,7 +126,7 @@ def is_in(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("name", [SMALL, "squeezenet1_1", "mobilenet_v3_small"])
-def test_the_last_layer_is_new_where_the_classes_are_others(name: str, kept: Path) -> None:
+def test_the_last_layer_is_initialised_anew_for_other_classes(name: str, kept: Path) -> None:
     state = keep(name, kept)
     found = is_in(state, torchvision_net(CIFAR, 10, name=name, weights="DEFAULT"))
     head = {SMALL: "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3"}
@@ -134,14 +136,14 @@ def test_the_last_layer_is_new_where_the_classes_are_others(name: str, kept: Pat
     }
 
 
-def test_the_last_layer_is_kept_where_the_classes_are_as_many(kept: Path) -> None:
+def test_the_last_layer_is_loaded_for_1000_classes(kept: Path) -> None:
     state = keep(SMALL, kept)
     for weights in ("DEFAULT", "IMAGENET1K_V1"):
         net = torchvision_net(CIFAR, 1000, name=SMALL, weights=weights)
         assert all(is_in(state, net).values())
 
 
-def test_weights_of_old_are_read(kept: Path) -> None:
+def test_weights_with_old_parameter_names_are_loaded(kept: Path) -> None:
     state = models.densenet121().state_dict()
     old = {
         k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v for k, v in state.items()
@@ -154,13 +156,13 @@ def test_weights_of_old_are_read(kept: Path) -> None:
     assert different == {"classifier.weight", "classifier.bias"}
 
 
-def test_weights_for_images_of_another_size(kept: Path) -> None:
+def test_weights_for_another_image_size_are_rejected(kept: Path) -> None:
     torch.save({"conv_proj.bias": torch.zeros(768)}, file_of("vit_b_32", kept))
     told = refused((3, 32, 32), 10, name="vit_b_32", weights="DEFAULT")
     assert "the weights DEFAULT of vit_b_32 do not fit images of this size" in told
 
 
-def test_a_network_that_a_checkpoint_fills_needs_no_weights() -> None:
+def test_a_network_for_a_checkpoint_needs_no_weights() -> None:
     made = partial(torchvision_net, name=SMALL, weights="DEFAULT")
     with pytest.raises(UserError, match="could not be downloaded"):
         made(CIFAR, 10)
@@ -168,13 +170,15 @@ def test_a_network_that_a_checkpoint_fills_needs_no_weights() -> None:
 
 
 @pytest.mark.parametrize("weights", ["IMAGENET22K", "default", True])
-def test_unknown_weights(weights: Any) -> None:
+def test_unknown_weights_are_rejected_with_the_known_names(weights: Any) -> None:
     told = refused(CIFAR, 10, name="resnet50", weights=weights)
-    assert told.startswith(f"torchvision has no weights {weights} for resnet50, but IMAGENET1K_V1")
+    assert told.startswith(
+        f"torchvision has no weights {weights} for resnet50; choose one of IMAGENET1K_V1"
+    )
     assert "IMAGENET1K_V2" in told
 
 
-def test_weights_that_cannot_be_had(kept: Path) -> None:
+def test_a_failed_download_names_the_file_and_its_place(kept: Path) -> None:
     told = refused(CIFAR, 10, name=SMALL, weights="DEFAULT")
     assert f"the weights DEFAULT of {SMALL} could not be downloaded or read (" in told
     assert file_of(SMALL, kept).name in told
@@ -182,7 +186,7 @@ def test_weights_that_cannot_be_had(kept: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 100, 100_000])
-def test_weights_cut_short(kept: Path, length: int) -> None:
+def test_truncated_weights_are_rejected(kept: Path, length: int) -> None:
     keep(SMALL, kept)
     file = file_of(SMALL, kept)
     file.write_bytes(file.read_bytes()[:length])
@@ -190,7 +194,7 @@ def test_weights_cut_short(kept: Path, length: int) -> None:
 
 
 class RunsCode:
-    """Leaves a trace when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -199,7 +203,7 @@ class RunsCode:
         return Path.touch, (self.trace,)
 
 
-def test_a_file_in_place_of_weights_runs_no_code(kept: Path, tmp_path: Path) -> None:
+def test_a_pickle_in_place_of_weights_runs_no_code(kept: Path, tmp_path: Path) -> None:
     torch.save({"fc.weight": RunsCode(tmp_path / "trace")}, file_of(SMALL, kept))
     assert "could not be downloaded or read" in refused(CIFAR, 10, name=SMALL, weights="DEFAULT")
     assert not (tmp_path / "trace").exists()

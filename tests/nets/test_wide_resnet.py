@@ -1,4 +1,4 @@
-"""Tests of the wide residual networks: sizes, shapes of every stage, blocks by hand."""
+"""Wide ResNets: published numbers of parameters, shapes of the stages, blocks written out."""
 
 from math import ceil
 from pathlib import Path
@@ -18,7 +18,7 @@ PUBLISHED = {"wrn_16_2": 703_284, "wrn_40_1": 569_780, "wrn_40_2": 2_255_156}
 
 
 def settings(name: str) -> dict[str, Any]:
-    """What a network's YAML says, without how it is made."""
+    """Return the settings in a network's YAML file, without its target."""
     values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert values.pop("_target_") == "kd_lightning.nets.wide_resnet.WideResNet"
     assert values.pop("_partial_") is True
@@ -30,7 +30,7 @@ def parameters(net: nn.Module) -> int:
 
 
 def derived(channels: int, classes: int, depth: int, width: int) -> int:
-    """Parameters counted by hand: a convolution has k²·in·out, a batch norm 2·channels."""
+    """Count parameters by formula: a convolution has k²·in·out, a batch norm 2·channels."""
     total, inputs = 9 * channels * 16, 16
     for outputs in (16 * width, 32 * width, 64 * width):
         for _ in range((depth - 4) // 6):
@@ -41,7 +41,7 @@ def derived(channels: int, classes: int, depth: int, width: int) -> int:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_sizes_are_the_published_ones(name: str) -> None:
+def test_numbers_of_parameters_match_the_published_ones(name: str) -> None:
     chosen = settings(name)
     assert chosen.pop("dropout") == 0
     assert parameters(WideResNet(CIFAR, 100, **chosen)) == PUBLISHED[name]
@@ -49,13 +49,13 @@ def test_sizes_are_the_published_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize(("depth", "width"), [(10, 1), (16, 4), (22, 3)])
-def test_sizes_follow_depth_and_width(depth: int, width: int) -> None:
+def test_parameters_follow_depth_and_width(depth: int, width: int) -> None:
     net = WideResNet((1, 28, 28), 7, depth=depth, width=width)
     assert parameters(net) == derived(1, 7, depth, width)
 
 
 def outputs(net: nn.Module, x: Tensor, *names: str) -> dict[str, Tensor]:
-    """What modules give by their path, and the logits."""
+    """Return the outputs of modules by path, and the logits."""
     found: dict[str, Tensor] = {}
     for name in names:
         net.get_submodule(name).register_forward_hook(
@@ -66,7 +66,7 @@ def outputs(net: nn.Module, x: Tensor, *names: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), CIFAR, (3, 8, 8), (2, 9, 21)])
 @pytest.mark.parametrize("width", [1, 2])
-def test_the_shapes_of_stages_and_embedding(shape: tuple[int, int, int], width: int) -> None:
+def test_shapes_of_stages_and_embedding(shape: tuple[int, int, int], width: int) -> None:
     net = WideResNet(shape, 7, depth=10, width=width)
     found = outputs(net, torch.randn(3, *shape), "layer1", "layer2", "layer3", "relu", "flatten")
     for factor, name in [(1, "layer1"), (2, "layer2"), (4, "layer3")]:
@@ -79,7 +79,7 @@ def test_the_shapes_of_stages_and_embedding(shape: tuple[int, int, int], width: 
     assert found["logits"].shape == (3, 7)
 
 
-def test_a_block_activates_first() -> None:
+def test_a_block_activates_before_its_convolutions() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 6)
     same, changing = PreActivationBlock(4, 4, stride=1), PreActivationBlock(4, 8, stride=2)
@@ -93,17 +93,23 @@ def test_a_block_activates_first() -> None:
     assert changing(x).shape == (2, 8, 3, 3)
 
 
-def test_dropout_lies_between_the_convolutions_of_every_block() -> None:
+def test_dropout_acts_between_the_convolutions_of_every_block() -> None:
     net = WideResNet(CIFAR, 10, depth=16, width=1, dropout=0.3)
     dropouts = [n for n, m in net.named_modules() if isinstance(m, nn.Dropout) and m.p == 0.3]
     assert dropouts == [f"layer{s}.{b}.dropout" for s in (1, 2, 3) for b in (0, 1)]
-    x = torch.randn(2, *CIFAR)
-    assert not torch.equal(net(x), net(x))
-    net.eval()
-    assert torch.equal(net(x), net(x))
+    block, x = PreActivationBlock(4, 4, stride=1, dropout=0.5), torch.randn(2, 4, 6, 6)
+    torch.manual_seed(0)
+    found = block(x)
+    torch.manual_seed(0)
+    first = block.conv1(block.bn1(x).relu())
+    dropped = nn.functional.dropout(block.bn2(first).relu(), 0.5, training=True)
+    torch.testing.assert_close(found, block.conv2(dropped) + x)
+    block.eval()
+    first = block.conv1(block.bn1(x).relu())
+    torch.testing.assert_close(block(x), block.conv2(block.bn2(first).relu()) + x)
 
 
-def test_no_relu_works_in_place_and_weights_start_by_their_fan_out() -> None:
+def test_relus_do_not_work_in_place_and_weights_are_initialised_by_fan_out() -> None:
     torch.manual_seed(0)
     net = WideResNet(CIFAR, 10, depth=10, width=4)
     for module in net.modules():
@@ -116,6 +122,6 @@ def test_no_relu_works_in_place_and_weights_start_by_their_fan_out() -> None:
 
 
 @pytest.mark.parametrize("depth", [4, 8, 18, 39])
-def test_a_depth_between_is_refused(depth: int) -> None:
-    with pytest.raises(UserError, match=rf"a depth of 6n \+ 4 \(10, 16, 22 …\), got {depth}"):
+def test_a_depth_other_than_6n_plus_4_is_rejected(depth: int) -> None:
+    with pytest.raises(UserError, match=rf"depth must be 6n \+ 4 \(10, 16, 22 …\), got {depth}"):
         WideResNet(CIFAR, 10, depth=depth)
