@@ -1,4 +1,8 @@
-"""What tests share: the real data, the real command, and runs that are trained once."""
+"""Shared by the tests: real data, the real command, and runs that are trained once.
+
+A test that takes a run, starts a process or trains on much data is marked ``slow``; the others
+(``pytest -m "not slow"``) take less than a minute together.
+"""
 
 import json
 import os
@@ -13,6 +17,10 @@ import pytest
 import torch
 from filelock import FileLock
 from spy import Spy
+from torch import Tensor
+
+from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.runs.load import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("KD_DATA_DIR", ROOT.parent / "shared" / "data"))
@@ -21,13 +29,50 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread for each of the processes that run tests side by side."""
+    """Use one thread in each of the processes that run tests in parallel."""
     torch.set_num_threads(1)
+
+
+def read_metrics(run_dir: Path) -> dict[str, float]:
+    """The figures of a run."""
+    return json.loads((run_dir / "metrics.json").read_text())
+
+
+def read_facts(run_dir: Path) -> dict[str, Any]:
+    """What ``run.json`` records of a run."""
+    return json.loads((run_dir / "run.json").read_text())
+
+
+def recompute(run_dir: Path, split: str, **data: Any) -> tuple[Tensor, Tensor]:
+    """Logits of a run's best checkpoint for a split of the digits, and the labels.
+
+    In float64, without the code that trains and measures: only the images and the network are
+    the package's.
+
+    Returns:
+        N×C, float64, and N.
+    """
+    run, digits = load_run(run_dir), DigitsDataModule(**data)
+    digits.setup()
+    inputs, target = digits.splits[split]
+    mean, std = (torch.tensor(v).double().view(1, -1, 1, 1) for v in (run.spec.mean, run.spec.std))
+    with torch.inference_mode():
+        return run.network.double()((inputs.double() / 255 - mean) / std), target
+
+
+def accuracy(logits: Tensor, target: Tensor) -> float:
+    """Share of the rows whose largest logit is that of the label."""
+    return int((logits.argmax(1) == target).sum()) / len(target)
+
+
+def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two state dicts have the same names and bitwise the same tensors."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder with the real MNIST in it."""
+    """The folder that contains the real MNIST."""
     if not (DATA / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
         pytest.skip(f"MNIST is not in {DATA}: set KD_DATA_DIR to a folder that holds MNIST/raw")
     return DATA
@@ -35,23 +80,23 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all the processes that run tests side by side."""
+    """A folder shared by all processes of this test session."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def once(folder: Path, make: Callable[[], str]) -> str:
-    """Have one process make a folder while the others wait; what it said."""
-    said = folder.with_suffix(".txt")
+    """Make a folder in one process while the others wait; return what ``make`` printed."""
+    printed = folder.with_suffix(".txt")
     with FileLock(folder.with_suffix(".lock")):
-        if not said.is_file():
-            said.write_text(make())
-    return said.read_text()
+        if not printed.is_file():
+            printed.write_text(make())
+    return printed.read_text()
 
 
 @pytest.fixture(scope="session")
 def store(shared: Path) -> Path:
-    """One store of teachers for the whole session: each is trained once."""
+    """The session's store of teachers, so that each is trained once."""
     store = shared / "teachers"
     store.mkdir(exist_ok=True)
     return store
@@ -67,15 +112,15 @@ def environment(store: Path) -> dict[str, str]:
         "KD_DATA_DIR": str(DATA),
         "KD_CACHE": str(store / "cache"),
         "COLUMNS": "160",
-        "OMP_NUM_THREADS": "1",  # commands of a test may run beside others
+        "OMP_NUM_THREADS": "1",  # several commands may run at a time
     }
 
 
 @pytest.fixture(scope="session")
 def command(environment: dict[str, str]) -> Command:
-    """``command("data=digits", …)`` runs ``python train.py`` with these arguments.
+    """Runs ``python train.py`` with the given arguments.
 
-    Variables of the environment may be set, or unset with None, by keyword.
+    Keywords set environment variables, or unset them with None.
     """
 
     def run(*arguments: str, **settings: str | None) -> subprocess.CompletedProcess[str]:
@@ -96,7 +141,7 @@ def command(environment: dict[str, str]) -> Command:
 def digits_run(command: Command, shared: Path) -> Path:
     """The run directory of a student distilled on the digits for two epochs.
 
-    Beside it, with the suffix ``.txt``, lies what was printed.
+    What the command printed is in a file beside it with the suffix ``.txt``.
     """
     run_dir = shared / "student"
 
@@ -112,7 +157,7 @@ def digits_run(command: Command, shared: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A finished sweep with the spy in its jobs: an iterable of their directories."""
+    """A finished sweep; iterating yields its jobs' directories by number."""
 
     folder: Path
     stdout: str
@@ -121,7 +166,7 @@ class Sweep:
         return iter(sorted((p for p in self.folder.iterdir() if p.is_dir()), key=_number))
 
     def spied(self, job: Path) -> list[dict[str, Any]]:
-        """What each process of a job noted, by rank."""
+        """The notes of each process of a job, by rank; see :class:`spy.Spy`."""
         return [json.loads(p.read_text()) for p in sorted(job.glob("spy-*.json"))]
 
 

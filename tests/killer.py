@@ -1,4 +1,4 @@
-"""A real kill, for tests of what is left after one."""
+"""Kills a running command, for tests of what is left afterwards."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from conftest import ROOT
 
 
 class Killer:
-    """Starts the command and kills it, with all it has started, once ``when`` is true."""
+    """Starts the command and kills it and its children as soon as ``when()`` is true."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = {**environment, "PYTHONPATH": str(ROOT / "tests")}
@@ -30,5 +30,5 @@ class Killer:
         while process.poll() is None and not when():
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
-        _, said = process.communicate()
-        assert process.returncode == -signal.SIGKILL, said
+        _, stderr = process.communicate()
+        assert process.returncode == -signal.SIGKILL, stderr

@@ -1,4 +1,4 @@
-"""A callback for the tests: each process of a run writes down what it did."""
+"""Callbacks for the tests that write down what each process of a run does."""
 
 import json
 import time
@@ -12,13 +12,13 @@ import torch
 
 
 class Spy(L.Callback):
-    """Leaves ``spy-RANK.json`` in a folder, one for each process of the run.
+    """Writes ``spy-RANK.json`` into a folder, one for each process of the run.
 
-    It holds the settings of the objective, the number of threads, and the indices of the
-    samples seen in ``train`` and ``test``, in order.
+    It contains the objective's settings, the number of threads, and the indices of the samples
+    seen in ``train`` and ``test``, in order.
     """
 
-    # `command(…, *Spy.USE, PYTHONPATH=…)` adds it to a run
+    # command(…, *Spy.USE, PYTHONPATH=…) adds it to a run
     USE = ("+callbacks.spy._target_=spy.Spy", "+callbacks.spy.folder=${run_dir}")
 
     def __init__(self, folder: str) -> None:
@@ -39,7 +39,7 @@ class Spy(L.Callback):
 
 
 class Banks(L.Callback):
-    """Leaves ``banks-RANK.json``: a hash of CRD's banks, and how many of their rows moved."""
+    """Writes ``banks-RANK.json``: a hash of CRD's banks, and how many rows of each changed."""
 
     USE = ("+callbacks.banks._target_=spy.Banks", "+callbacks.banks.folder=${run_dir}")
 
@@ -63,7 +63,7 @@ class Banks(L.Callback):
 
 
 class Hold(L.Callback):
-    """Waits to be killed in the middle of an epoch, once it has left a file ``held``."""
+    """Creates a file ``held`` in the middle of an epoch, then waits to be killed."""
 
     def __init__(self, folder: str, epoch: int) -> None:
         self.folder, self.epoch = Path(folder), epoch
