@@ -1,45 +1,45 @@
 """``kd-report RUNS…``: did distillation help, as far as these runs can tell?
 
-Of one run, or of a sweep that ran each setting once, it prints the table that stood at its
-end. Where seeds were repeated, or several directories are given, runs that differ only in
-their seed make a group, and each group is compared with its control: labels alone, unless
---control names another.
+For one run, or a sweep that ran each setting once, it prints the table that was printed at
+the end of the training. Where seeds were repeated, or several directories are given, runs
+that differ in their seed alone form a group, and each group is compared with the baseline:
+the students that learned from labels alone, unless --baseline names another group.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from kd_lightning.cli.console import console, print_run
-from kd_lightning.report.chain import names_of, print_chain
-from kd_lightning.report.groups import group_runs
-from kd_lightning.report.read import Run, is_run, read_runs
+from kd_lightning.cli.console import print_chain, print_line, print_path, print_run, print_table
+from kd_lightning.report.groups import group_runs, read_runs
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.run_directory import RunDirectory, is_run
 
 
 def main() -> None:
     """Entry point of ``kd-report``."""
     arguments = _parser().parse_args()
     try:
-        _report(arguments.runs, arguments.out, arguments.control)
+        _report(arguments.runs, arguments.out, arguments.baseline)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kd-report", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="directories of runs and of sweeps")
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories and sweep directories")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="write report.html (one page, whole in itself), report.md, report.csv and "
-        "pictures/ there; without it nothing is written",
+        help="write report.html (a page that needs no other file), report.md, report.csv and "
+        "plots/ to this directory; without it nothing is written",
     )
     parser.add_argument(
-        "--control",
+        "--baseline",
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -48,45 +48,46 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(folders: Sequence[Path], out: Path | None, control: Sequence[str]) -> None:
-    runs = read_runs(folders)
-    if len(folders) > 1 or control or group_runs(runs).have_repeated_seeds:
-        _print_comparison(runs, control)
-    elif is_run(folders[0]) and runs[0].metrics:
-        (print_chain if names_of(runs[0]) else print_run)(folders[0])
-    elif is_run(folders[0]):
-        print(f"unfinished: {folders[0]}")
+def _report(folders: Sequence[Path], out: Path | None, baseline: Sequence[str]) -> None:
+    runs = read_runs(folders, _facts_of_old_run)
+    if len(folders) > 1 or baseline or group_runs(runs).have_repeated_seeds:
+        _print_comparison(runs, baseline)
+    elif not is_run(folders[0]):
+        has_ended = (folders[0] / "sweep.csv").is_file()  # written last
+        print_table(sweep_table(folders[0], has_ended, _facts_of_old_run))
+    elif runs[0].is_finished:
+        print_one = print_chain if runs[0].facts["links"] else print_run
+        print_one(folders[0], _facts_of_old_run)
     else:
-        has_ended = (folders[0] / "sweep.csv").is_file()  # which is written last
-        sweep_table(folders[0], has_ended).print()
+        print_path("unfinished", folders[0])
     if out:
-        _write(runs, control, out)
+        _write(runs, baseline, out)
 
 
-def _print_comparison(runs: Sequence[Run], control: Sequence[str]) -> None:
-    from kd_lightning.report.answer import headline  # late: what numbers need is slow
-    from kd_lightning.report.causes import causes
-    from kd_lightning.report.compare import build_report
-    from kd_lightning.report.table import main_table, print_table
-    from kd_lightning.report.words import METHOD, notes
+def _facts_of_old_run(path: Path) -> dict[str, Any]:
+    from kd_lightning.runs.legacy import facts_of_old_run  # late: it needs Hydra
 
-    report = build_report(runs, control)
-    _say(headline(report))
-    for line in causes(report):
-        _say(line, style="none")
+    return facts_of_old_run(path)
+
+
+def _print_comparison(runs: Sequence[RunDirectory], baseline: Sequence[str]) -> None:
+    from kd_lightning.report.compare import build_report  # late: SciPy takes its time
+    from kd_lightning.report.tables import main_table
+    from kd_lightning.report.verdicts import METHOD, controls, headline, notes
+
+    report = build_report(runs, baseline)
+    print_line(headline(report), style="bold")
+    for line in controls(report):
+        print_line(line)
     if report.rows:
         print_table(main_table(report))
     for line in (METHOD, *notes(report)):
-        _say(line, style="dim")
+        print_line(line, style="dim")
 
 
-def _say(line: str, style: str = "bold") -> None:
-    console().print(line, markup=False, highlight=False, style=style)
-
-
-def _write(runs: Sequence[Run], control: Sequence[str], out: Path) -> None:
+def _write(runs: Sequence[RunDirectory], baseline: Sequence[str], out: Path) -> None:
     from kd_lightning.report.compare import build_report
-    from kd_lightning.report.page import write_report
+    from kd_lightning.report.page import write_report  # late: Matplotlib takes its time
 
-    write_report(build_report(runs, control), out)
-    console().print(f"report: {out / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
+    write_report(build_report(runs, baseline), out)
+    print_path("report", out / "report.html")

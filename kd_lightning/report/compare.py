@@ -1,13 +1,20 @@
-"""Each group beside its control: what a report says, before it is put in any form."""
+"""Each group beside its baseline: what a report says, before it is given any form."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from kd_lightning.report.groups import Group, Groups, find_controls, group_runs
-from kd_lightning.report.read import Run
-from kd_lightning.report.settings import is_taught, is_teacher, label_only, placebo
-from kd_lightning.report.stats import Difference, Summary, difference, holm, summarize, verdict
+from kd_lightning.metrics.figures import TEACHER
+from kd_lightning.report.groups import Group, Groups, find_baselines, group_runs
+from kd_lightning.report.statistics import (
+    Difference,
+    Summary,
+    difference,
+    holm,
+    summarize,
+    verdict,
+)
+from kd_lightning.utils.run_directory import RunDirectory, finite
 
 VAL, TEST = "val/accuracy", "test/accuracy"
 
@@ -20,16 +27,16 @@ class Row:
 
     Attributes:
         group: its runs.
-        control: what it is compared with; itself where it is a control.
+        baseline: the group it is compared with; itself where it is a baseline.
         val: its validation accuracy.
         test: its test accuracy.
-        difference: test accuracy less the control's.
+        difference: test accuracy less the baseline's.
         p: of that difference, Holm-adjusted over the report.
-        verdict: in words.
+        verdict: ``helps``, ``baseline``, ``too few seeds`` …
     """
 
     group: Group
-    control: Group | None
+    baseline: Group | None
     val: Summary | None
     test: Summary | None
     difference: Difference | None
@@ -37,26 +44,32 @@ class Row:
     verdict: str
 
     @property
-    def is_control(self) -> bool:
-        return self.control is self.group
+    def is_baseline(self) -> bool:
+        return self.baseline is self.group
+
+    @property
+    def is_about_distillation(self) -> bool:
+        """Whether the verdict says if distillation helps: a student against labels alone."""
+        return self.group.distils and self.baseline is not None and self.baseline.is_baseline
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """One teacher, or several that taught the same groups, each another seed.
+    """One teacher, or several that taught the same groups, each with another seed.
 
     Attributes:
-        runs: a student's run of each, which knows its teacher's figures.
-        pupils: the labels of the groups.
+        runs: for each teacher a student's run, which records the teacher's figures.
+        groups: the labels of the groups it taught.
     """
 
-    runs: dict[str, Run]
-    pupils: list[str]
+    runs: dict[str, RunDirectory]
+    groups: list[str]
 
     def scores(self, name: str) -> list[float]:
-        """A figure of each, named as a student's is: its own has ``teacher_`` before it."""
+        """A figure of each teacher, by the name of the student's figure."""
         split, slash, figure = name.rpartition("/")
-        found = (run.number(f"{split}{slash}teacher_{figure}") for run in self.runs.values())
+        full = f"{split}{slash}{TEACHER}{figure}"
+        found = [_first(run.number(full), _own(run, name)) for run in self.runs.values()]
         return [score for score in found if score is not None]
 
     def summary(self, name: str) -> Summary | None:
@@ -64,35 +77,45 @@ class Teacher:
         return summarize(scores) if scores else None
 
 
+def _own(run: RunDirectory, name: str) -> float | None:
+    """A figure of the teacher's own run directory, as the student's run recorded it."""
+    figures = run.facts.get("teacher_figures")
+    return finite(figures.get(name)) if isinstance(figures, dict) else None
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Everything that is told.
+    """Everything a report says.
 
     Attributes:
-        columns: what was swept, and its short names.
+        columns: the keys that name the groups, and their short names.
         rows: the groups.
         teachers: of all groups.
         unfinished: runs without figures.
         repeats: runs that a later one of the same group and seed replaces.
-        named: how ``--control`` names the control; empty for labels alone.
+        named: the baseline that was named with ``--baseline``; empty for labels alone.
     """
 
     columns: dict[str, str]
     rows: list[Row]
     teachers: list[Teacher]
-    unfinished: list[Run]
-    repeats: list[Run]
+    unfinished: list[RunDirectory]
+    repeats: list[RunDirectory]
     named: str = ""
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunDirectory]:
         """All that were counted."""
         return [run for row in self.rows for run in row.group.runs.values()]
 
     @property
-    def control(self) -> str:
-        """What the others are compared with."""
-        return self.named or "labels alone"
+    def baseline(self) -> str:
+        """The name of the baseline in sentences."""
+        return self.named or "the baseline"
 
     @property
     def compared(self) -> list[Row]:
@@ -101,54 +124,49 @@ class Report:
     @property
     def asked(self) -> list[Row]:
         """The comparisons that the headline is about: those that distil, if any do."""
-        return [row for row in self.compared if distils(row.group)] or self.compared
+        return [row for row in self.compared if row.group.distils] or self.compared
 
     @property
-    def has_one_control(self) -> bool:
-        """Whether all that the headline is about are rivals in one task."""
-        return len({row.control for row in self.asked}) == 1
+    def has_one_baseline(self) -> bool:
+        """Whether everything that the headline is about is compared with the same group."""
+        return len({row.baseline for row in self.asked}) == 1
 
     @property
     def best(self) -> Row | None:
-        """Picked on validation, among all students."""
-        return best_on_validation([row for row in self.rows if not is_teacher(row.group.first)])
+        """The best student, chosen on validation data."""
+        return best_on_validation([row for row in self.rows if row.group.role != "teacher"])
 
     @property
     def lead(self) -> Row | None:
-        """The row of the headline: picked on validation, or the clearest of several controls."""
-        return best_on_validation(self.asked) if self.has_one_control else clearest(self.asked)
+        """The row of the headline: chosen on validation, or the clearest of several baselines."""
+        return best_on_validation(self.asked) if self.has_one_baseline else clearest(self.asked)
 
 
-def build_report(runs: Sequence[Run], named: Sequence[str] = ()) -> Report:
-    """Group the runs, find the controls and compare."""
+def build_report(runs: Sequence[RunDirectory], named: Sequence[str] = ()) -> Report:
+    """Group the runs, find the baselines and compare.
+
+    Args:
+        runs: finished or not.
+        named: ``key=value`` of the groups to compare with, instead of labels alone.
+    """
     groups = group_runs(runs)
-    unfinished = [run for run in runs if not run.metrics]
-    rows = _compare(groups, find_controls(groups, named))
-    teachers = _teachers(groups.groups)
-    named_control = ", ".join(named)
-    return Report(groups.columns, rows, teachers, unfinished, groups.repeats, named_control)
-
-
-def distils(group: Group) -> bool:
-    """Whether it learnt from a teacher that has something to teach."""
-    return is_taught(group.first) and not placebo(group.first)
-
-
-def is_about_distillation(row: Row) -> bool:
-    """Whether a row's verdict says if distillation helped."""
-    control = row.control
-    return (
-        distils(row.group) and control is not None and all(map(label_only, control.runs.values()))
+    return Report(
+        groups.columns,
+        _compare(groups, find_baselines(groups, named)),
+        _teachers(groups.groups),
+        [run for run in runs if not run.is_finished],
+        groups.repeats,
+        ", ".join(named),
     )
 
 
-def best_on_validation(rows: list[Row]) -> Row | None:
+def best_on_validation(rows: Sequence[Row]) -> Row | None:
     """The row with the highest mean validation accuracy."""
     scored = [(row.val.mean, row) for row in rows if row.val]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
-def clearest(rows: list[Row]) -> Row | None:
+def clearest(rows: Sequence[Row]) -> Row | None:
     """The row with the smallest p, of equals that with the largest difference."""
     found = [
         ((row.p, -abs(d.mean)), row) for row in rows if (d := row.difference) and row.p is not None
@@ -162,36 +180,38 @@ def adjusted(found: Mapping[K, Difference | None]) -> dict[K, float]:
     return dict(zip(raw, holm(list(raw.values())), strict=True))
 
 
-def _compare(groups: Groups, controls: dict[Group, Group]) -> list[Row]:
-    found = {g: difference_of(g, controls.get(g)) for g in groups.groups}
+def difference_of(group: Group, other: Group | None) -> Difference | None:
+    """The difference in test accuracy; None where there is nothing to compare."""
+    if other is None or other is group:
+        return None
+    ours, theirs = group.scores(TEST), other.scores(TEST)
+    return difference(ours, theirs) if ours and theirs else None
+
+
+def _compare(groups: Groups, baselines: dict[Group, Group]) -> list[Row]:
+    found = {group: difference_of(group, baselines.get(group)) for group in groups.groups}
+    # all verdicts of a report are one family: each further comparison costs power
     p_values, rows = adjusted(found), []
     for group, delta in found.items():
-        control, p = controls.get(group), p_values.get(group)
-        words = verdict(delta, p) if delta else "control" if control is group else "no control"
+        baseline, p = baselines.get(group), p_values.get(group)
+        said = "baseline" if baseline is group else "no baseline"
+        said = verdict(delta, p) if delta else said
         val, test = (_summary(group, name) for name in (VAL, TEST))
-        rows.append(Row(group, control, val, test, delta, p, words))
+        rows.append(Row(group, baseline, val, test, delta, p, said))
     return rows
 
 
 def _teachers(groups: Sequence[Group]) -> list[Teacher]:
     found: list[Teacher] = []
     for group in groups:
-        own = {run.teacher: run for run in group.runs.values() if run.teacher}
+        own = {t: run for run in group.runs.values() if (t := run.facts["teacher"])}
         same = [teacher for teacher in found if teacher.runs.keys() & own.keys()]
         if same:
             same[0].runs.update(own)
-            same[0].pupils.append(group.label)
+            same[0].groups.append(group.label)
         elif own:
             found.append(Teacher(own, [group.label]))
     return found
-
-
-def difference_of(group: Group, control: Group | None) -> Difference | None:
-    """In test accuracy; None where there is nothing to compare."""
-    if control is None or control is group:
-        return None
-    ours, theirs = group.scores(TEST), control.scores(TEST)
-    return difference(ours, theirs) if ours and theirs else None
 
 
 def _summary(group: Group, name: str) -> Summary | None:

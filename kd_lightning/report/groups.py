@@ -1,45 +1,60 @@
-"""Runs that differ in nothing but their seed make a group; one group is another's control."""
+"""Runs that differ in nothing but their seed form a group; each group has a baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from kd_lightning.report.read import MISSING, Run, finite
-from kd_lightning.report.settings import is_teacher, label_only, section, short_names, value
-from kd_lightning.report.untold import untold
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.run_directory import RunDirectory, finite, is_run, jobs_of, read_run
 
-# Where a run lies and how it is watched makes no other group of it.
-NO_MATTER = (
-    *("seed", "run_dir", "resume", "profile", "teacher_store", "hydra", "cache", "logger"),
-    *("pretrain.seed", "data.root", "trainer.default_root_dir", "trainer.enable_progress_bar"),
-)
-# What a student on labels alone knows nothing of: it is the control of all of these.
-LEARNING = ("method", "model", "chain", "teacher", "teacher_ckpt", "pretrain")
-# What must be the same in a control where an option such as ``experiment`` chooses it, less
-# what a run may have of its own.
-WORK = ("data", "augment", "student", "optimizer", "lr_scheduler", "trainer")
-OWN = ("seed", "root", "default_root_dir", "enable_progress_bar")
+BASELINE, STUDENT, CONTROL = "baseline", "student", "control: "  # roles of runs, in run.json
+NO_PART = "–"  # the value of a setting that plays no part in a run
+# What a run and its baseline must have in common: the student, its data and its budget.
+WORK = ("student", "data", "augment", "optimizer", "lr_scheduler", "trainer", "task")
+# Where runs have to be told apart by settings that nobody typed, these come first.
+FIRST = ("student", "method", "teacher_from", "teacher", "model", "chain")
+PLAIN = "ce"  # the option of method= that is a baseline and nothing else
+
+Convert = Callable[[Path], dict[str, Any]]
+Agrees = Callable[["Group", "Group"], bool]
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Finished runs, one a seed.
+    """Finished runs that differ in their seed alone.
 
     Attributes:
-        values: what was swept, and this group's value of it as text.
-        label: the same for people, ``method=kd, temperature=5``.
+        values: the group's value of each column, as text.
+        label: the same in one line, as in ``method=kd, temperature=5``.
         runs: by seed.
     """
 
     values: dict[str, str]
     label: str
-    runs: dict[str, Run]
+    runs: dict[str, RunDirectory]
 
     @property
-    def first(self) -> Run:
-        """Any of them: they differ in the seed alone."""
+    def first(self) -> RunDirectory:
         return next(iter(self.runs.values()))
+
+    @property
+    def role(self) -> str:
+        return self.first.role
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.role == BASELINE
+
+    @property
+    def distils(self) -> bool:
+        """Whether a trained teacher takes part, unchanged."""
+        return self.role == STUDENT
+
+    @property
+    def control(self) -> str:
+        """Which control this is, as in ``permuted``; empty if none."""
+        return self.role.removeprefix(CONTROL) if self.role.startswith(CONTROL) else ""
 
     def scores(self, name: str) -> dict[str, float]:
         """A figure by seed, of the runs that have it."""
@@ -48,11 +63,11 @@ class Group:
 
     def setting(self, key: str) -> float | None:
         """A setting that is a number."""
-        return finite(self.first.setting(key))
+        return finite(self.first.settings.get(key))
 
-    def agrees(self, other: "Group", keys: Sequence[str]) -> int:
-        """In how many of these columns two groups have the same value."""
-        return sum(self.values[k] == other.values[k] for k in keys)
+    def agreement(self, other: "Group", columns: Sequence[str]) -> int:
+        """The number of columns in which two groups have the same value."""
+        return sum(self.values[key] == other.values[key] for key in columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,109 +75,200 @@ class Groups:
     """All groups of a report.
 
     Attributes:
-        columns: the names of what was swept, and shorter ones to print.
+        columns: the keys whose values name the groups, and a short name of each.
         groups: in the order of their first runs.
-        repeats: runs left out, since a later one has the same group and seed.
+        repeats: runs left out because a later one has the same group and seed.
     """
 
     columns: dict[str, str]
     groups: list[Group]
-    repeats: list[Run]
+    repeats: list[RunDirectory]
 
     @property
     def have_repeated_seeds(self) -> bool:
         return any(len(group.runs) > 1 for group in self.groups)
 
 
-def group_runs(runs: Sequence[Run]) -> Groups:
-    """Sort the finished runs by what was typed and differs, and by what parts them untold."""
-    finished, keys = [run for run in runs if run.metrics], swept(runs)
-    keys += untold(list(_by_values(finished, keys).values()))
+def read_runs(folders: Sequence[Path], convert: Convert | None = None) -> list[RunDirectory]:
+    """The runs in any mixture of run directories and sweep directories, each once.
+
+    Args:
+        folders: the directories.
+        convert: gives the facts of a directory that was written before ``run.json`` was.
+
+    Raises:
+        UserError: if a directory is neither, or a file in it is damaged.
+    """
+    paths: dict[Path, Path] = {}
+    for folder in folders:
+        jobs = [folder] if is_run(folder) else jobs_of(folder)
+        if not jobs:
+            raise UserError(f"{folder} is neither a run directory nor a sweep directory")
+        for job in jobs:
+            paths.setdefault(job.resolve(), job)
+    return [_checked(read_run(path, convert)) for path in paths.values()]
+
+
+def _checked(run: RunDirectory) -> RunDirectory:
+    """The run, if the facts that a report needs have the types that they should have."""
+    types = {"role": str, "teacher": str, "settings": dict, "overrides": dict, "links": list}
+    for name, kind in types.items():
+        if not isinstance(run.facts[name], kind):
+            raise UserError(f"{run.facts.file}: {name!r} is no {kind.__name__}")
+    _ = run.seed, run.facts["processes"]
+    return run
+
+
+def group_runs(runs: Sequence[RunDirectory]) -> Groups:
+    """Group the finished runs by role, settings and number of processes."""
+    finished = [run for run in runs if run.is_finished]
+    parts = list(_by_identity(finished).values())
+    value = _value_in({_section(key) for run in finished for key in run.settings})
+    keys = _columns(parts, value)
     columns = dict(zip(keys, short_names(keys), strict=True))
     groups, repeats = [], []
-    for texts, alike in _by_values(finished, keys).items():
-        members = {run.seed: run for run in alike}
-        repeats += [run for run in alike if run is not members[run.seed]]
-        label = ", ".join(f"{n}={t}" for n, t in zip(columns.values(), texts, strict=True))
-        groups.append(Group(dict(zip(keys, texts, strict=True)), label or "all runs", members))
+    for part in parts:
+        values = {key: value(part[0], key) for key in keys}
+        label = ", ".join(f"{columns[key]}={text}" for key, text in values.items())
+        by_seed = {run.seed: run for run in part}
+        repeats += [run for run in part if run is not by_seed[run.seed]]
+        groups.append(Group(values, label or "all runs", by_seed))
     return Groups(columns, groups, repeats)
 
 
-def _by_values(runs: Sequence[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
-    found: dict[tuple[str, ...], list[Run]] = {}
+def _by_identity(runs: Sequence[RunDirectory]) -> dict[Any, list[RunDirectory]]:
+    found: dict[Any, list[RunDirectory]] = {}
     for run in runs:
-        found.setdefault(tuple(value(run, key) for key in keys), []).append(run)
+        settings = frozenset((key, as_text(value)) for key, value in run.settings.items())
+        identity = (run.role, as_text(run.facts["processes"]), settings)
+        found.setdefault(identity, []).append(run)
     return found
 
 
-def swept(runs: Sequence[Run]) -> list[str]:
-    """The typed names whose values differ among the runs."""
-    typed = dict.fromkeys(key for run in runs for key in run.typed)
-    keys = [k for k in typed if k not in NO_MATTER and section(k) not in NO_MATTER]
-    return [key for key in keys if len({value(run, key) for run in runs}) > 1]
+def _value_in(covered: set[str]) -> Callable[[RunDirectory, str], str]:
+    """The value of a key in a run, given the sections that the settings of all runs cover."""
+
+    def value(run: RunDirectory, key: str) -> str:
+        if key in run.settings:
+            return as_text(run.settings[key])
+        if key in ("role", "processes"):
+            return as_text(run.facts[key])
+        return NO_PART if _section(key) in covered else as_text(run.overrides.get(key, ""))
+
+    return value
 
 
-def is_learning(key: str) -> bool:
-    """Whether a column is about the method or the teacher, not the student or its data."""
-    return section(key) in LEARNING
+def _columns(
+    parts: Sequence[list[RunDirectory]], value: Callable[[RunDirectory, str], str]
+) -> list[str]:
+    """The keys that name the groups.
+
+    Settings that were typed and differ come first. Others are added while they tell further
+    groups apart: what else was typed, as in ``experiment=…``, then settings nobody typed.
+    """
+    settings = {key for part in parts for key in part[0].settings}
+    covered = {_section(key) for key in settings}
+    typed = dict.fromkeys(key for part in parts for run in part for key in run.overrides)
+    is_setting = [key for key in typed if _section(key) in covered]
+    # a key that differs only in playing no part in some runs says little: the method says that
+    keys = [k for k in is_setting if len({value(p[0], k) for p in parts} - {NO_PART}) > 1]
+    others = [key for key in typed if key not in keys and key != "seed"]
+    # a typed value that differs inside a group does not name the group
+    others = [key for key in others if all(len({value(r, key) for r in p}) == 1 for p in parts)]
+    names = [tuple(value(part[0], key) for key in keys) for part in parts]
+    for key in [*others, *sorted(settings - set(keys), key=_order), "role", "processes"]:
+        longer = [(*name, value(p[0], key)) for name, p in zip(names, parts, strict=True)]
+        if len(set(longer)) > len(set(names)):
+            keys, names = [*keys, key], longer
+    return keys
 
 
-def find_controls(groups: Groups, named: Sequence[str] = ()) -> dict[Group, Group]:
-    """The control of each group that has one; a control is its own.
+def _order(key: str) -> tuple[int, str]:
+    section = _section(key)
+    return (FIRST.index(section) if section in FIRST else len(FIRST), key)
 
-    By default that is the group on labels alone whose student, data and budget are the
-    same. ``named`` (``key=value`` …) names others: they are the control of the groups
-    that are like them in all other columns.
+
+def find_baselines(groups: Groups, named: Sequence[str] = ()) -> dict[Group, Group]:
+    """The baseline of each group that has one; a baseline is its own.
+
+    Args:
+        groups: of the report.
+        named: ``key=value`` of other groups to compare with. Each is compared with the groups
+            that agree with it in all other columns. Without it, the groups that learned from
+            labels alone are compared with the students of the same data and budget.
+
+    Raises:
+        UserError: if no group is the named one.
     """
     if named:
-        chosen = dict(_named_column(groups, text) for text in named)
-        candidates = [g for g in groups.groups if chosen.items() <= g.values.items()]
-        matched, bundled = [key for key in groups.columns if key not in chosen], False
+        candidates, agrees = _named(groups, named)
     else:
-        candidates = [g for g in groups.groups if all(map(label_only, g.runs.values()))]
-        matched, bundled = _must_match(groups)
-    if named and not candidates:
-        labels = "; ".join(group.label for group in groups.groups)
-        raise UserError(f"--control {' '.join(named)}: no group is so; there are: {labels}")
+        candidates, agrees = [g for g in groups.groups if g.is_baseline], _same_work
     found = {}
     for group in groups.groups:
-        fits = [c for c in candidates if c.agrees(group, matched) == len(matched)]
-        fits = [c for c in fits if not bundled or _work(c.first) == _work(group.first)]
-        # a teacher is no student that does better
-        if fits and (named or not is_teacher(group.first)):
-            found[group] = _nearest(group, fits, list(groups.columns))
+        fitting = [c for c in candidates if agrees(group, c)]
+        # a teacher has the data and the budget of a student, but is not a student
+        if fitting and (named or group.role != "teacher"):
+            found[group] = _nearest(group, fitting, list(groups.columns))
     return found
 
 
-def _must_match(groups: Groups) -> tuple[list[str], bool]:
-    """The columns in which a control is like its group; whether they may not be all there is."""
-    others = [key for key in groups.columns if not is_learning(key)]
-    runs = [group.first for group in groups.groups]
-    package = {key: key.rpartition("@")[2] for key in others}
-    plain = [k for k in others if any(r.setting(package[k]) is not MISSING for r in runs)]
-    typed = {key for group in groups.groups for run in group.runs.values() for key in run.typed}
-    return plain, len(plain) < len(others) or not typed >= groups.columns.keys()
+def _named(groups: Groups, named: Sequence[str]) -> tuple[list[Group], Agrees]:
+    chosen = dict(_column(groups, text) for text in named)
+    others = [key for key in groups.columns if key not in chosen]
+    candidates = [g for g in groups.groups if chosen.items() <= g.values.items()]
+    if not candidates:
+        labels = "; ".join(group.label for group in groups.groups)
+        raise UserError(f"--baseline {' '.join(named)}: no such group; there are: {labels}")
+    return candidates, lambda a, b: a.agreement(b, others) == len(others)
 
 
-def _work(run: Run) -> dict[str, Any]:
-    return {name: _less_own(run.config.get(name)) for name in WORK}
+def _same_work(a: Group, b: Group) -> bool:
+    return _work(a.first) == _work(b.first)
 
 
-def _less_own(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {name: _less_own(inner) for name, inner in found.items() if name not in OWN}
-    return found
+def _nearest(group: Group, fitting: Sequence[Group], columns: Sequence[str]) -> Group:
+    """Of several baselines that fit, the plain one, then the one with most in common."""
+    return max(
+        fitting,
+        key=lambda b: (b.first.facts.get("method") == PLAIN, b.agreement(group, columns)),
+    )
 
 
-def _nearest(group: Group, fits: list[Group], keys: list[str]) -> Group:
-    """Of several that match, the one called ``ce``, then the one with most in common."""
-    return max(fits, key=lambda c: (c.values.get("method") == "ce", c.agrees(group, keys)))
+def _work(run: RunDirectory) -> dict[str, str]:
+    # more processes make larger batches and fewer steps: another budget
+    same = {"processes": as_text(run.facts["processes"])}
+    settings = {k: as_text(v) for k, v in run.settings.items() if _section(k) in WORK}
+    return {**settings, **same}
 
 
-def _named_column(groups: Groups, text: str) -> tuple[str, str]:
+def _column(groups: Groups, text: str) -> tuple[str, str]:
     name, _, wanted = text.partition("=")
     for key, short in groups.columns.items():
         if name in (key, short):
             return key, wanted
     columns = ", ".join(groups.columns.values()) or "nothing"
-    raise UserError(f"--control {text}: {name} was not swept; {columns} was")
+    raise UserError(f"--baseline {text}: the runs do not differ in {name}, but in {columns}")
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """``temperature`` for ``method.temperature``, unless another key ends alike."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+
+
+def as_text(value: Any) -> str:
+    """A setting as text, the same for ``5`` and ``5.0``."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_text, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {as_text(v)}' for k, v in value.items())}}}"
+    return str(value)
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]

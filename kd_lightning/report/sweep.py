@@ -1,93 +1,124 @@
-"""A sweep's directory in, one table of its jobs out."""
+"""The tables of a run, of a chain and of a sweep, from their directories."""
 
-import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from kd_lightning.metrics.figures import TEACHER, parse, show
+from kd_lightning.report.groups import Convert, as_text, read_runs, short_names
+from kd_lightning.report.table import Column, Table
+from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.run_directory import LINKS, RunDirectory, jobs_of
 
-from kd_lightning.cli.console import console, percent
-from kd_lightning.report.markdown import pipe_table
-from kd_lightning.report.read import Run, jobs_of, read_run
-from kd_lightning.report.settings import short_names
-
-COLUMNS = ("val\naccuracy", "test\naccuracy", "agreement", "parameters", "seconds")
+SHOWN = ("val/accuracy", "test/accuracy", "test/agreement", "parameters", "seconds")
 
 
 @dataclass(frozen=True)
-class SweepTable:
-    """Rows of text under a header; the teachers first, then a row a job.
+class SweepTable(Table):
+    """The jobs of a sweep in the order of their numbers.
 
     Attributes:
-        header: names of the columns.
-        rows: a list of cells for each job.
-        teachers: a list of cells for each teacher that the jobs learnt from.
-        failed: the names of the jobs that left no metrics.
+        failed: the names of the jobs without figures.
     """
 
-    header: list[str]
-    rows: list[list[str]]
-    teachers: list[list[str]]
-    failed: list[str]
-
-    def print(self) -> None:
-        """Print to the terminal."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in self.header:
-            table.add_column(name, overflow="fold", justify="left" if name == "job" else "right")
-        for row in self.teachers:
-            table.add_row(*map(Text, row), style="dim", end_section=row is self.teachers[-1])
-        for row in self.rows:
-            table.add_row(*map(Text, row))  # a value in brackets is no markup
-        console().print(table)
+    failed: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
-        """Leave ``sweep.csv`` and ``sweep.md`` in a folder."""
-        header = [name.replace("\n", " ") for name in self.header]
-        rows = [*self.teachers, *self.rows]
-        with (folder / "sweep.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-        (folder / "sweep.md").write_text(pipe_table(header, rows), encoding="utf-8")
+        """Write ``sweep.csv`` and ``sweep.md``."""
+        self.write_csv(folder / "sweep.csv")
+        (folder / "sweep.md").write_text(self.markdown(), encoding="utf-8")
 
 
-def sweep_table(folder: Path, has_ended: bool = True) -> SweepTable:
-    """The table of the jobs in a sweep's directory, in the order they were numbered.
+def sweep_table(folder: Path, has_ended: bool = True, convert: Convert | None = None) -> SweepTable:
+    """The table of the jobs in a sweep directory.
 
-    A job without metrics has failed where the sweep has ended; otherwise it may still run.
+    Args:
+        folder: the sweep directory.
+        has_ended: whether a job without figures has failed; otherwise it may still run.
+        convert: gives the facts of a directory that was written before ``run.json`` was.
     """
-    missing = "failed" if has_ended else "unfinished"
-    jobs = [read_run(job) for job in jobs_of(folder)]
-    swept = [key for key in dict.fromkeys(k for j in jobs for k in j.typed) if _varies(key, jobs)]
+    jobs = read_runs([folder], convert) if jobs_of(folder) else []
+    typed = dict.fromkeys(key for job in jobs for key in job.overrides)
+    swept = [key for key in typed if len({_typed(job, key) for job in jobs}) > 1]
+    missing = ["failed" if has_ended else "unfinished", *[""] * (len(SHOWN) - 1)]
     rows = [
-        [job.path.name, *(job.typed.get(k, "") for k in swept), *_figures(job.metrics, missing)]
+        [
+            job.path.name,
+            *(_typed(job, key) for key in swept),
+            *(_cells(job, SHOWN) if job.is_finished else missing),
+        ]
         for job in jobs
     ]
-    failed = [job.path.name for job in jobs if not job.metrics]
-    header = ["job", *short_names(swept), *COLUMNS]
-    return SweepTable(header, rows, _teachers([job.metrics for job in jobs], len(swept)), failed)
+    teachers = {
+        job.facts["teacher"]: ["teacher", *[""] * len(swept), *_teacher_cells(job, SHOWN)]
+        for job in jobs
+        if _has_teacher(job)
+    }
+    names = [Column(name, kind="name") for name in ("job", *short_names(swept))]
+    failed = [job.path.name for job in jobs if not job.is_finished]
+    return SweepTable([*names, *_columns(SHOWN)], rows, list(teachers.values()), failed)
 
 
-def _varies(key: str, jobs: list[Run]) -> bool:
-    return len({job.typed.get(key) for job in jobs}) > 1
+def run_table(run: RunDirectory) -> Table:
+    """The table of a single run: the network, and its teacher if it has one."""
+    names = ("parameters", "test/accuracy", "test/agreement", "compression", "seconds")
+    teachers = [["teacher", *_teacher_cells(run, names)]] if _has_teacher(run) else []
+    columns = [Column("", kind="name"), *_columns(names)]
+    return Table(columns, [[run.role, *_cells(run, names)]], teachers)
 
 
-def _figures(m: dict[str, Any], missing: str) -> list[str]:
-    if not m:
-        return [missing, *[""] * (len(COLUMNS) - 1)]
-    shares = ("val/accuracy", "test/accuracy", "test/agreement")
-    accuracies = [percent(m[k]) if k in m else "" for k in shares]
-    return [*accuracies, f"{m['parameters']:,}", f"{m['seconds']:.1f}"]
+def chain_table(run: RunDirectory, convert: Convert | None = None) -> Table:
+    """The table of a chain: a row for each link, and one for all of them together."""
+    names = ("parameters", *SHOWN[:3], "seconds")
+    links = run.facts["links"]
+    folders = [run.path / LINKS / str(i) for i in range(len(links))]
+    found = read_runs(folders, convert)
+    teachers = [["teacher", *_teacher_cells(found[0], names)]] if _has_teacher(found[0]) else []
+    rows = [[name, *_cells(link, names)] for name, link in zip(links, found, strict=True)]
+    size = sum(link.metrics["parameters"] for link in found)
+    accuracies = [_shown(run, f"{split}/ensemble_accuracy") for split in ("val", "test")]
+    rows.append(["all links together", show("parameters", size), *accuracies, "", ""])
+    return Table([Column("link", kind="name"), *_columns(names)], rows, teachers)
 
 
-def _teachers(metrics: list[dict[str, Any]], swept: int) -> list[list[str]]:
-    """One row for each teacher, from what the jobs saw of it."""
-    rows = {}
-    for m in metrics:
-        if "teacher" in m:
-            accuracies = [percent(m[f"{s}/teacher_accuracy"]) for s in ("val", "test")]
-            cells = [*accuracies, "", f"{m['teacher_parameters']:,}", ""]
-            rows[m["teacher"]] = ["teacher", *[""] * swept, *cells]
-    return list(rows.values())
+def _typed(job: RunDirectory, key: str) -> str:
+    return as_text(job.overrides.get(key, ""))
+
+
+def _columns(names: Sequence[str]) -> list[Column]:
+    found = []
+    for name in names:
+        parsed = parse(name)
+        assert parsed  # all of them are declared
+        label, unit = parsed.figure.label, parsed.figure.unit
+        # agreement is with the teacher and on test data wherever it is shown
+        split = parsed.split if label == "accuracy" else ""
+        found.append(Column(f"{split} {label}{', s' if unit == 's' else ''}".strip()))
+    return found
+
+
+def _cells(run: RunDirectory, names: Sequence[str]) -> list[str]:
+    """A run's figures; those that need a teacher may be missing, the others may not."""
+    optional = ("test/agreement", "compression")
+    kept = [name in run.metrics or name not in optional for name in names]
+    return [_shown(run, name) if keep else "" for name, keep in zip(names, kept, strict=True)]
+
+
+def _shown(run: RunDirectory, name: str) -> str:
+    value = run.metrics[name]
+    if not isinstance(value, int | float):
+        raise UserError(f"{run.metrics.file}: {name!r} is {value!r}, not a number")
+    return show(name, value)
+
+
+def _has_teacher(run: RunDirectory) -> bool:
+    return f"test/{TEACHER}accuracy" in run.metrics
+
+
+def _teacher_cells(run: RunDirectory, names: Sequence[str]) -> list[str]:
+    own = []
+    for name in names:
+        split, slash, figure = name.rpartition("/")
+        full = f"{split}{slash}{TEACHER}{figure}"
+        own.append(_shown(run, full) if full in run.metrics else "")
+    return own

@@ -1,249 +1,142 @@
-"""The table of a report: for the terminal and the page, and in full as CSV.
+"""The one table: cells of text for the terminal, a page, Markdown and CSV.
 
-A cell may have a second line, which says how sure its first one is.
+Numbers become text here and in :mod:`kd_lightning.metrics.figures`, nowhere else.
 """
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Literal
 
-from rich import box
-from rich.table import Table as RichTable
-from rich.text import Text
+from kd_lightning.metrics.figures import Unit, number
 
-from kd_lightning.cli.console import console
-from kd_lightning.report.compare import TEST, VAL, Report, Row, Teacher
-from kd_lightning.report.groups import Group
-from kd_lightning.report.words import (
-    interval,
-    mean,
-    p_value,
-    percents,
-    points,
-    spread,
-    teacher_name,
-)
+if TYPE_CHECKING:  # SciPy would slow down every command that prints a table
+    from kd_lightning.report.statistics import Summary
 
-DIFFERENCE = "difference, points\n95 % interval"
-HEADER = {  # of the page, and narrower for the terminal
-    "n": "n",
-    "validation, %\nmean ± sd, interval": "val\n%",
-    "test, %\nmean ± sd": "test\n%",
-    DIFFERENCE: "difference\npoints",
-    "p\nHolm": "p\n(Holm)",
-    "verdict\non test": "verdict",
-    "agreement, %\nwith teacher": "agree-\nment %",
-    "parameters": "para-\nmeters",
-    "seconds": "time\ns",
-}
-EXPENDABLE = ("seconds", "parameters", "agreement, %\nwith teacher")
-WORDS = 10  # characters of a name or a verdict that stand in one line at least
-ERRORS_OF_ALL = "test/errors"
-ERRORS = {
-    ERRORS_OF_ALL: "errors",
-    "test/errors_unseen": "of unseen classes",
-    "test/errors_corrected": "corrected",
-    "test/errors_unseen_corrected": "of unseen classes, corrected",
-    "val/bias": "bias, set on validation",
-}
-COSTS = ("multiply_adds", "bytes", "latency_ms")
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        header: on pages; what follows a line break is smaller there.
+        short: in the terminal, where it is another.
+        kind: ``name`` and ``verdict`` may wrap, a ``number`` may not.
+        dropped: the order in which columns go where the terminal has no room; 0 never.
+    """
+
+    header: str
+    short: str = ""
+    kind: Literal["name", "number", "verdict"] = "number"
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text under a header, the teachers first."""
+    """Cells of text; what follows a line break in a cell says how sure its first line is.
 
-    header: list[str]
-    teachers: list[list[str]]
+    Attributes:
+        columns: from left to right.
+        rows: a list of cells for each group, job or link.
+        teachers: rows of teachers, which come first.
+    """
+
+    columns: list[Column]
     rows: list[list[str]]
+    teachers: list[list[str]] = field(default_factory=list)
+
+    @property
+    def header(self) -> list[str]:
+        return [column.header for column in self.columns]
 
     @property
     def lines(self) -> list[list[str]]:
-        """All that stands under the header."""
+        """Everything below the header."""
         return [*self.teachers, *self.rows]
 
     def without_empty_columns(self) -> "Table":
-        """The same, less the columns that nobody fills."""
-        used = range(len(self.header))
-        return self._of([i for i in used if any(line[i] for line in self.lines)])
+        """The same without the columns that have no cell with text."""
+        return self._only([any(cells) for cells in zip(*self.lines, strict=True)])
 
-    def without(self, names: Sequence[str]) -> "Table":
-        """The same, less some columns."""
-        return self._of([i for i, name in enumerate(self.header) if name not in names])
+    def narrowed(self, steps: int) -> "Table":
+        """The same without the columns that are dropped first."""
+        return self._only([not 0 < column.dropped <= steps for column in self.columns])
 
-    def _of(self, kept: list[int]) -> "Table":
-        narrow = [[line[i] for i in kept] for line in (self.header, *self.lines)]
-        ends = 1 + len(self.teachers)
-        return Table(narrow[0], narrow[1:ends], narrow[ends:])
+    def _only(self, kept: Sequence[bool]) -> "Table":
+        def pick(cells: list[str]) -> list[str]:
+            return [cell for cell, keep in zip(cells, kept, strict=True) if keep]
 
+        columns = [column for column, keep in zip(self.columns, kept, strict=True) if keep]
+        return Table(columns, [*map(pick, self.rows)], [*map(pick, self.teachers)])
 
-def main_table(report: Report) -> Table:
-    """What the report is about."""
-    keys = list(report.columns.values()) or ["group"]
-    rows = []
-    for row in report.rows:
-        values = list(row.group.values.values()) or [row.group.label]
-        star = " ★" if row is report.best and len(report.rows) > 1 else ""
-        rows.append([*values[:-1], values[-1] + star, *_figures(row)])
-    teachers = [_teacher(teacher, report, len(keys)) for teacher in report.teachers]
-    return Table([*keys, *HEADER], teachers, rows).without_empty_columns()
+    def markdown(self) -> str:
+        """As a pipe table; nothing in a cell can break out of it."""
+        lines = [self.header, ["---"] * len(self.columns), *self.lines]
+        return "".join(f"| {' | '.join(map(literal, line))} |\n" for line in lines)
 
-
-def more_table(report: Report) -> Table:
-    """Fidelity, calibration and cost: every further figure of validation that is there."""
-    names = further_figures(report)
-    rows = [
-        [r.group.label, *(_plain(r.group.scores(name).values()) for name in names)]
-        for r in report.rows
-    ]
-    teachers = [
-        [teacher_name(teacher, report), *(_plain(teacher.scores(name)) for name in names)]
-        for teacher in report.teachers
-    ]
-    header = ["group", *(name.removeprefix("val/").replace("_", " ") for name in names)]
-    return Table(header, [t for t in teachers if any(t[1:])], rows)
+    def write_csv(self, file: Path) -> None:
+        """Write the cells as they are."""
+        header = [name.replace("\n", " ") for name in self.header]
+        write_csv(file, [header, *self.lines])
 
 
-def errors_table(report: Report) -> Table:
-    """Errors on test by number, where that was counted, and what the bias made of them."""
-    names = [name for name in ERRORS if any(run.number(name) is not None for run in report.runs)]
-    counted = [row for row in report.rows if row.group.scores(ERRORS_OF_ALL)]
-    rows = [[r.group.label, *(_counts(r.group.scores(name)) for name in names)] for r in counted]
-    return Table(["group", *(ERRORS[name] for name in names)], [], rows)
+def write_csv(file: Path, lines: Iterable[Sequence[object]]) -> None:
+    """Write lines of cells; None is an empty cell."""
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows(lines)
 
 
-def further_figures(report: Report) -> list[str]:
-    """Names of the figures that the main table leaves out, classes one by one aside."""
-    names = dict.fromkeys(name for run in report.runs for name in run.metrics)
-    found = [
-        name
-        for name in names
-        if (name.startswith("val/") or name in COSTS)
-        and name != VAL
-        and not name.rpartition("/")[2].startswith("teacher_")
-        and "class" not in name
-    ]
-    return [n for n in found if any(run.number(n) is not None for run in report.runs)]
+def literal(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for sign in "\\`*[]":
+        text = text.replace(sign, f"\\{sign}")
+    return escape(text, quote=False).replace("|", "&#124;").replace("\n", "<br>")
 
 
-def print_table(table: Table) -> None:
-    """To the terminal, less as many columns of little weight as it has no room for."""
-    terminal = console()
-    ever_less = (_rich(table.without(EXPENDABLE[:i])) for i in range(len(EXPENDABLE)))
-    fits = (rich for rich in ever_less if _least(rich) <= terminal.width)
-    # where none fits, lines that are still too long go on below
-    terminal.print(next(fits, _rich(table.without(EXPENDABLE))), crop=False)
-
-
-def _least(rich: RichTable) -> int:
-    """The narrowest that it can be, with two blanks to a column."""
-    return sum(2 + (column.min_width or 0) for column in rich.columns)
-
-
-def _rich(table: Table) -> RichTable:
-    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, name in enumerate(table.header):
-        cells = [HEADER.get(name, name), *(row[i] for row in table.lines)]
-        least = max(len(line) for cell in cells for line in cell.split("\n"))
-        is_figure = name in HEADER and not name.startswith("verdict")  # words go on below
-        least = least if is_figure else min(least, WORDS)
-        rich.add_column(
-            Text(cells[0]), overflow="fold", justify="right", no_wrap=is_figure, min_width=least
-        )
-    for row in table.teachers:
-        rich.add_row(*map(Text, row), style="dim", end_section=row is table.teachers[-1])
-    for row in table.rows:
-        rich.add_row(*map(Text, row))
-    return rich
-
-
-def write_csv(report: Report, file: Path) -> None:
-    """Every figure of every group, unrounded, for other programs."""
-    names = sorted({name for run in report.runs for name in run.metrics} - {"seed"})
-    names = [name for name in names if any(run.number(name) is not None for run in report.runs)]
-    about = ("control", "difference", "low", "high", "p", "p_holm", "paired", "verdict", "best")
-    spreads = [f"{name} {what}" for name in names for what in ("mean", "sd")]
-    with file.open("w", newline="") as lines:
-        writer = csv.writer(lines)
-        writer.writerow([*report.columns, "n", "seeds", *about, *spreads])
-        for row in report.rows:
-            writer.writerow([*_about(row, report), *_numbers(row.group, names)])
-
-
-def _about(row: Row, report: Report) -> list[object]:
-    delta = row.difference
-    found = (delta.mean, delta.low, delta.high, delta.p) if delta else (None,) * 4
-    return [
-        *row.group.values.values(),
-        len(row.group.runs),
-        " ".join(row.group.runs),
-        row.control.label if row.control else None,
-        *found,
-        row.p,
-        delta.paired if delta else None,
-        row.verdict,
-        row is report.best,
-    ]
-
-
-def _numbers(group: Group, names: Sequence[str]) -> list[float | None]:
-    cells: list[float | None] = []
-    for name in names:
-        scores = list(group.scores(name).values())
-        cells.append(fmean(scores) if scores else None)
-        cells.append(stdev(scores) if len(scores) > 1 else None)
-    return cells
-
-
-def _figures(row: Row) -> list[str]:
-    group, delta, val = row.group, row.difference, row.val
-    agreement = group.scores("test/agreement")
-    change = [points(delta.mean), interval(delta.low, delta.high, signed=True)] if delta else []
-    return [
-        str(len(group.runs)),
-        _two_lines(spread(val), interval(val.low, val.high) if val else ""),
-        spread(row.test),
-        _two_lines(*change),
-        p_value(row.p),
-        row.verdict,
-        percents(mean(group, "test/agreement")) if agreement else "",
-        _number(group, "parameters", ",.0f"),
-        _number(group, "seconds", ".1f"),
-    ]
-
-
-def _teacher(teacher: Teacher, report: Report, width: int) -> list[str]:
-    name, parameters = teacher_name(teacher, report), teacher.scores("parameters")
-    count = str(len(teacher.runs)) if len(teacher.runs) > 1 else ""
-    accuracies = [spread(teacher.summary(split)) for split in (VAL, TEST)]
-    size = f"{fmean(parameters):,.0f}" if parameters else ""
-    return [name, *[""] * (width - 1), count, *accuracies, "", "", "", "", size, ""]
-
-
-def _two_lines(*lines: str) -> str:
+def two_lines(*lines: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _number(group: Group, name: str, form: str) -> str:
-    return format(mean(group, name), form) if group.scores(name) else ""
+def percents(share: float) -> str:
+    """A share in percent, without the sign."""
+    return number(share, "%")
 
 
-def _plain(scores: Iterable[float]) -> str:
+def spread(summary: "Summary | None", unit: Unit = "%") -> str:
+    """``97.73 ± 0.12``: mean and standard deviation, or the mean alone of a single run."""
+    known = (summary.mean, summary.sd) if summary else ()
+    return " ± ".join(number(x, unit) for x in known if x is not None)
+
+
+def mean_and_sd(scores: Iterable[float], unit: Unit) -> str:
+    """The same from scores, and the mean alone where all scores are equal."""
     found = list(scores)
     known = [fmean(found)] if found else []
-    if len(found) > 1 and max(found) > min(found):
-        known.append(stdev(found))
-    return " ± ".join(map(_short, known))
+    known += [stdev(found)] if len(set(found)) > 1 else []
+    return " ± ".join(number(x, unit) for x in known)
 
 
-def _counts(scores: Mapping[str, float]) -> str:
-    known = [fmean(scores.values())] if scores else []
-    known += [stdev(scores.values())] if len(scores) > 1 else []
-    return " ± ".join(f"{number:,.1f}" for number in known)
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * share:+.2f}".replace("-", "−")
 
 
-def _short(number: float) -> str:
-    """Four decimals below a thousand, none above."""
-    return f"{number:,.0f}" if abs(number) >= 1000 or number == int(number) else f"{number:.4f}"
+def interval(low: float | None, high: float | None) -> str:
+    """An interval of shares in percent, cut at 0 and 100, which Student's t exceeds."""
+    if low is None or high is None:
+        return ""
+    return f"{percents(max(low, 0))}…{percents(min(high, 1))}"
+
+
+def signed_interval(low: float | None, high: float | None) -> str:
+    """An interval of a difference, as in ``+0.31…+0.62``."""
+    return "" if low is None or high is None else f"{points(low)}…{points(high)}"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

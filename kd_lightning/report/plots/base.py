@@ -1,8 +1,8 @@
-"""Pictures of a report: which there are, how they look, and how they become SVG or PNG."""
+"""What a plot is, how plots look, and how they become SVG or PNG."""
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-INK = "#2b2f36"  # becomes the text colour of the page, which is light or dark
-GREY = "#8a9099"  # of the control
+from kd_lightning.report.compare import Report, Row
+
+INK = "#2b2f36"  # replaced by the text colour of the page, which is light or dark
+GREY = "#8a9099"  # of the baseline
 COLORS = ("#3f86d8", "#e08a2e", "#36a269", "#a067d4", "#d9575c", "#2aa5b3", "#b5852a", "#d46aa6")
-CELL, WIDE = (5.8, 3.9), 12.0  # inches
+TEACHER_COLOR = COLORS[3]
+NARROW, WIDE = (5.8, 3.9), 12.0  # inches
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.fonttype": "none",
     "axes.prop_cycle": cycler(color=COLORS),
     "axes.titlesize": "medium",
@@ -43,8 +46,8 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A figure with what there is to say about it.
+class Plot:
+    """A figure with its title and caption.
 
     Attributes:
         name: of its file.
@@ -59,16 +62,16 @@ class Picture:
     figure: Figure
 
     def __post_init__(self) -> None:
-        # laid out once, not each time it is saved: that is most of the work
+        # the layout takes most of the time, so it is computed once and not for each file
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
 
     @property
     def is_wide(self) -> bool:
-        return self.figure.get_figwidth() > CELL[0]
+        return self.figure.get_figwidth() > NARROW[0]
 
     def svg(self) -> str:
-        """An ``<svg>`` for inside a page: no addresses, no names that meet another's."""
+        """An ``<svg>`` element for a page: no addresses, and ids that no other plot uses."""
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with style(salt=self.name):
@@ -79,7 +82,7 @@ class Picture:
         return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
 
     def write_png(self, folder: Path) -> Path:
-        """Save on white and return the file."""
+        """Save the plot on white and return the file."""
         file = folder / f"{self.name}.png"
         with style():
             self.figure.savefig(file, dpi=130, facecolor="white")
@@ -88,34 +91,50 @@ class Picture:
 
 @contextmanager
 def style(salt: str = "") -> Iterator[None]:
-    """The look of all pictures; ``salt`` makes the names inside one its own."""
+    """The look of all plots; ``salt`` tells the ids inside one SVG from those of another."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
         yield
 
 
-def panels(count: int, height: float = CELL[1]) -> tuple[Figure, list[Any]]:
+def panels(count: int, height: float = NARROW[1]) -> tuple[Figure, list[Any]]:
     """A figure of panels side by side, wide where there is more than one."""
-    figure = Figure(figsize=(CELL[0] if count == 1 else WIDE, height))
+    figure = Figure(figsize=(NARROW[0] if count == 1 else WIDE, height))
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def percent_axis(axis: Any) -> None:
-    """Shares as percentages, with as many decimals as the ticks need."""
+    """Show shares as percentages, with as many decimals as the ticks need."""
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 4):g} %"))
 
 
-def log_axis(axis: Any, ticks: list[float], names: list[str]) -> None:
-    """Ticks at these values and nowhere else."""
-    axis.set_ticks(ticks, labels=names)
+def ticks_at(axis: Any, ticks: Sequence[float], labels: Sequence[str]) -> None:
+    """Put ticks at these values and nowhere else."""
+    axis.set_ticks(ticks, labels=labels)
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
 
 def legend(axes: Any) -> None:
-    """Below the panel, where it hides nothing."""
+    """Put the legend below the panel, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         longest = max(map(len, labels))
         columns = max(1, min(len(labels), 72 // (longest + 8)))
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
         axes.legend(handles, labels, ncols=columns, **place)
+
+
+def colors_of(series: Sequence[Sequence[Row]]) -> list[str]:
+    """Grey for baselines, a colour for each of the other series."""
+    colors = iter(COLORS * (1 + len(series) // len(COLORS)))
+    return [GREY if all(row.is_baseline for row in part) else next(colors) for part in series]
+
+
+def mean_of(row: Row) -> float:
+    """A row's mean validation accuracy."""
+    return row.val.mean if row.val else 0.0
+
+
+def baseline_name(report: Report) -> str:
+    """The baseline in legends."""
+    return report.named or "baseline"

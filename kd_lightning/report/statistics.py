@@ -1,8 +1,8 @@
-"""What a handful of seeds can tell: means, intervals, differences and verdicts.
+"""Statistics of a few seeds: means, intervals, differences and verdicts.
 
-Pure functions of numbers. Intervals and tests are Student's t at 95 %, since a handful
-is three to ten runs. Scores are given by seed: two groups that ran the same seeds are
-compared pair by pair, which takes out what the seeds have in common.
+Pure functions of numbers. Intervals and tests are Student's t at 95 %, because there are
+three to ten runs rather than hundreds. Scores are given by seed: two groups that ran the
+same seeds are compared in pairs, which removes the variation that the seeds share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from scipy.special import stdtr, stdtrit  # scipy.stats takes a second to import
 
 LEVEL = 0.05
 MIN_SEEDS = 3
-FLAT = 1e-6  # relative: a smaller spread is the rounding of float32, not a spread
+FLAT = 1e-6  # relative; below it a spread is nothing but the rounding of float32
 
 HELPS, HURTS = "helps", "hurts"
 NO_DIFFERENCE, TOO_FEW = "no difference shown", "too few seeds"
@@ -22,7 +22,15 @@ NO_DIFFERENCE, TOO_FEW = "no difference shown", "too few seeds"
 
 @dataclass(frozen=True)
 class Summary:
-    """Scores of one group; ``sd`` needs two of them, ``low`` and ``high`` also a spread."""
+    """Scores of one group.
+
+    Attributes:
+        n: the number of scores.
+        mean: of the scores.
+        sd: sample standard deviation, from two scores on.
+        low: lower end of the mean's 95 % interval, where the scores differ.
+        high: its upper end.
+    """
 
     n: int
     mean: float
@@ -33,13 +41,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """A group's mean score less its control's.
+    """A group's mean score less that of the group it is compared with.
 
     Attributes:
-        n: the pairs, or the runs of the smaller group where they are not paired.
+        n: number of pairs; where the groups are not paired, the runs of the smaller one.
         mean: the difference.
-        paired: by seed; otherwise it is Welch's comparison of two groups.
-        low: lower end of the 95 % interval, where there is a spread.
+        paired: by seed; otherwise the two groups are compared by Welch's t-test.
+        low: lower end of the 95 % interval, where the scores vary.
         high: its upper end.
         p: two-sided; None with fewer than three seeds.
     """
@@ -69,25 +77,26 @@ def summarize(scores: Sequence[float]) -> Summary:
     return Summary(n, mean, sd, mean - half, mean + half)
 
 
-def difference(scores: Mapping[str, float], control: Mapping[str, float]) -> Difference:
+def difference(scores: Mapping[str, float], other: Mapping[str, float]) -> Difference:
     """Compare two groups of scores by seed.
 
     Paired over the seeds they share if these are three or more, or all that there are;
-    otherwise unpaired. Where nothing varies, t knows no answer: p is then the exact one
-    of a permutation test.
+    otherwise unpaired. Where nothing varies, t is undefined, and p is that of an exact
+    permutation test.
     """
-    shared = scores.keys() & control.keys()
-    if len(shared) >= MIN_SEEDS or scores.keys() == control.keys():
-        return _paired([scores[s] for s in shared], [control[s] for s in shared])
-    return _welch(list(scores.values()), list(control.values()))
+    shared = scores.keys() & other.keys()
+    # fewer than three pairs have no power: then more unpaired runs say more
+    if len(shared) >= MIN_SEEDS or scores.keys() == other.keys():
+        return _paired([scores[s] for s in shared], [other[s] for s in shared])
+    return _welch(list(scores.values()), list(other.values()))
 
 
-def _paired(scores: list[float], control: list[float]) -> Difference:
-    deltas = [a - b for a, b in zip(scores, control, strict=True)]
-    n, mean, flat = len(deltas), fmean(deltas), _flat(scores + control)
+def _paired(scores: list[float], others: list[float]) -> Difference:
+    deltas = [a - b for a, b in zip(scores, others, strict=True)]
+    n, mean, flat = len(deltas), fmean(deltas), _flat(scores + others)
     if n < 2:
         return Difference(n, mean, True)
-    if stdev(deltas) <= flat:  # so many signs alike, by chance
+    if stdev(deltas) <= flat:  # the chance of n equal signs, two-sided
         return _no_spread(n, mean, True, flat, 0.5 ** (n - 1))
     return _student(n, mean, True, stdev(deltas) / sqrt(n), n - 1)
 
@@ -98,7 +107,7 @@ def _welch(a: list[float], b: list[float]) -> Difference:
         return Difference(n, mean, False)
     va, vb = variance(a) / len(a), variance(b) / len(b)
     error = sqrt(va + vb)
-    if error <= flat:  # all of one above all of the other, by chance
+    if error <= flat:  # the chance of a complete separation, two-sided
         return _no_spread(n, mean, False, flat, 2 / comb(len(a) + len(b), len(a)))
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     return _student(n, mean, False, error, freedom)
@@ -120,6 +129,7 @@ def _half_width(error: float, freedom: float) -> float:
 
 
 def _flat(scores: Sequence[float]) -> float:
+    """The spread up to which scores count as equal."""
     return FLAT * max(abs(score) for score in scores)
 
 
@@ -137,7 +147,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Difference, p: float | None) -> str:
-    """The answer in words, from the difference and its adjusted p-value."""
+    """The verdict on a difference, from its adjusted p-value."""
     if p is None or difference.n < MIN_SEEDS:
         return TOO_FEW
     if p > LEVEL:

@@ -1,0 +1,227 @@
+"""The sentences of a report: the headline, the comparison with controls, the notes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+
+from kd_lightning.metrics.figures import with_unit
+from kd_lightning.report.compare import TEST, Report, Row, Teacher, adjusted, difference_of
+from kd_lightning.report.groups import as_text
+from kd_lightning.report.statistics import (
+    HELPS,
+    HURTS,
+    MIN_SEEDS,
+    NO_DIFFERENCE,
+    TOO_FEW,
+    Difference,
+    verdict,
+)
+from kd_lightning.report.table import p_value, points, signed_interval
+from kd_lightning.utils.run_directory import RunDirectory
+
+METHOD = (
+    "Verdicts are about test accuracy. Each group is compared with its baseline, in pairs of runs "
+    "with the same seed. p-values are Holm-corrected for the number of comparisons; each 95 % "
+    "interval is for one comparison. The best group (★) is chosen on validation data, never on "
+    "test data."
+)
+# What a control takes away from the teacher's outputs, in the order in which controls are named.
+REMOVES = {
+    "permuted": "the teacher's ranking of the wrong classes",
+    "untrained": "the teacher's training",
+    "label_smoothing": "targets that differ from sample to sample",
+}
+
+
+def headline(report: Report) -> str:
+    """Whether distillation helped, in one sentence."""
+    lead = report.lead
+    if not report.rows:
+        return "No run has finished yet."
+    if lead is None or lead.difference is None:
+        return _nothing_compared(report)
+    can_tell = any(row.verdict != TOO_FEW for row in report.asked)
+    # groups with different baselines solve different tasks, so that none of them is the best
+    return _of_one(lead, report) if report.has_one_baseline or not can_tell else _of_all(report)
+
+
+def mood(report: Report) -> str:
+    """``helps`` or ``hurts`` where the headline says so without reserve, else ``open``."""
+    lead = report.lead
+    told = [lead] if lead and report.has_one_baseline else report.asked
+    found = {row.verdict for row in told} & {HELPS, HURTS}
+    return found.pop() if len(found) == 1 else "open"
+
+
+def _nothing_compared(report: Report) -> str:
+    if any(row.is_baseline for row in report.rows):
+        return (
+            f"Nothing to compare: no other group has the student, data and budget "
+            f"of {report.baseline}."
+        )
+    return (
+        "No verdict: there is no baseline, a group that learned from labels alone (method=ce). "
+        "Add one, or name another group to compare with: --baseline KEY=VALUE."
+    )
+
+
+def _of_one(lead: Row, report: Report) -> str:
+    change = _change(lead, report)
+    if lead.verdict == NO_DIFFERENCE:
+        return f"No difference shown: {change}; it may be due to chance."
+    if lead.verdict == TOO_FEW:
+        needed = f"At least {MIN_SEEDS} are needed; 'seed=range(5)' runs five."
+        return f"Too few seeds for a verdict: {change}. {needed}"
+    better = lead.verdict == HELPS
+    if lead.is_about_distillation:
+        found = "Yes, distillation helped" if better else "No, distillation hurt"
+    else:
+        found = f"{lead.group.label} is {'better' if better else 'worse'} than {report.baseline}"
+    return f"{found}: {change}."
+
+
+def _of_all(report: Report) -> str:
+    asked, lead = report.asked, report.lead
+    assert lead
+    found = Counter(row.verdict for row in asked)
+    distilled = all(row.is_about_distillation for row in asked)
+    good, bad = ("Distillation helped", "hurt") if distilled else ("Better", "worse")
+    few = f", too few seeds in {found[TOO_FEW]}" if found[TOO_FEW] else ""
+    counts = f"{found[HELPS] or 'none'} of {len(asked)} comparisons"
+    return (
+        f"{good} in {counts}, {bad} in {found[HURTS] or 'none'}{few}; "
+        f"the clearest: {_change(lead, report)}."
+    )
+
+
+def _change(row: Row, report: Report) -> str:
+    """``method=kd reaches 97.70 % on test, compared with 96.90 % for …: +0.80 points (…)``."""
+    assert row.difference
+    ours, theirs = (with_unit(mean, "%") for mean in _means(row))
+    tests = len([r for r in report.compared if r.p is not None])
+    return (
+        f"{row.group.label} reaches {ours} on test, compared with {theirs} for "
+        f"{report.baseline}, a difference of {_evidence(row.difference, row.p, tests)}"
+    )
+
+
+def _means(row: Row) -> tuple[float, float]:
+    """The means whose difference is the row's: over shared seeds where it is paired."""
+    assert row.difference
+    assert row.baseline
+    ours, theirs = row.group.scores(TEST), row.baseline.scores(TEST)
+    if row.difference.paired:
+        shared = ours.keys() & theirs.keys()
+        ours, theirs = ({s: scores[s] for s in shared} for scores in (ours, theirs))
+    return fmean(ours.values()), fmean(theirs.values())
+
+
+def _evidence(delta: Difference, p: float | None, tests: int) -> str:
+    """``+0.55 points (95 % interval …; n = 5 seeds, paired; p = 0.022)``."""
+    seeds = "seed" if delta.n == 1 else "seeds"
+    parts = [f"n = {delta.n} {seeds}, paired" if delta.paired else f"n = {delta.n} {seeds} a group"]
+    if delta.low is not None:
+        parts.insert(0, f"95 % interval {signed_interval(delta.low, delta.high)}")
+    if p is not None:
+        holm = f", Holm-corrected for {tests} comparisons" if tests > 1 else ""
+        parts.append(f"p {'= ' if p >= 0.001 else ''}{p_value(p)}{holm}")
+    return f"{points(delta.mean)} points ({'; '.join(parts)})"
+
+
+def controls(report: Report) -> list[str]:
+    """A sentence for each control that the headline's group can be compared with.
+
+    There is none unless the headline is about distillation.
+    """
+    lead = report.lead
+    if lead is None or not lead.is_about_distillation:
+        return []
+    rows = _controls_of(lead, report)
+    found = {name: difference_of(lead.group, row.group) for name, row in rows.items()}
+    deltas = {name: delta for name, delta in found.items() if delta}
+    p_values = adjusted(deltas)
+    return [
+        _beside_control(name, delta, p_values.get(name), len(p_values), lead)
+        for name, delta in deltas.items()
+    ]
+
+
+def _controls_of(lead: Row, report: Report) -> dict[str, Row]:
+    """For each control the group most like the lead, of equals the best on validation."""
+    columns = list(report.columns)
+
+    def likeness(row: Row) -> tuple[int, float]:
+        return row.group.agreement(lead.group, columns), row.val.mean if row.val else 0.0
+
+    rows = [row for row in report.compared if row.baseline is lead.baseline and row.group.control]
+    found = {row.group.control: row for row in sorted(rows, key=likeness)}
+    order = [*REMOVES, *sorted(found.keys() - REMOVES.keys())]
+    return {name: found[name] for name in order if name in found}
+
+
+def _beside_control(name: str, delta: Difference, p: float | None, tests: int, lead: Row) -> str:
+    control = f"the {name.replace('_', '-')} control"
+    removed = REMOVES.get(name, "what the control removes")
+    said, evidence = verdict(delta, p), _evidence(delta, p, tests)
+    if said == HELPS:
+        return f"Better than {control}: {evidence}. The gain depends on {removed}."
+    if said == HURTS:
+        return f"Worse than {control}: {evidence}. A gain does not need {removed}."
+    if said == TOO_FEW:
+        return f"Too few seeds for a comparison with {control}: {evidence}."
+    sentence = f"No difference from {control} shown: {evidence}."
+    if lead.verdict == HELPS:
+        return f"{sentence} The gain may not depend on {removed}."
+    return sentence
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader has to know about the runs to trust the table."""
+    found = []
+    if partly := [row.group.label for row in report.compared if _is_partly_paired(row)]:
+        found.append(f"Compared over the seeds shared with the baseline: {'; '.join(partly)}.")
+    if unpaired := [
+        r.group.label for r in report.compared if r.difference and not r.difference.paired
+    ]:
+        found.append(
+            f"Compared without pairs (Welch's t-test), since fewer than {MIN_SEEDS} seeds are "
+            f"shared with the baseline: {'; '.join(unpaired)}."
+        )
+    if len(report.teachers) > 1:
+        taught = (f"{teacher_name(t, report)} of {'; '.join(t.groups)}" for t in report.teachers)
+        found.append(f"Teachers: {' / '.join(taught)}.")
+    if report.repeats:
+        found.append(
+            f"Left out because a later run has the same settings and seed: "
+            f"{_paths(report.repeats)}."
+        )
+    commits = sorted({str(code) for run in report.runs if (code := run.facts.get("code"))})
+    if len(commits) > 1:
+        found.append(f"The runs were made by different versions of the code: {', '.join(commits)}.")
+    if report.unfinished:
+        found.append(f"Left out because unfinished or failed: {_paths(report.unfinished)}.")
+    return found
+
+
+def common_overrides(report: Report) -> str:
+    """The overrides that all runs have in common; empty if none."""
+    runs = report.runs
+    typed = runs[0].overrides.items() if runs else ()
+    shared = [f"{k}={as_text(v)}" for k, v in typed if all(r.overrides.get(k) == v for r in runs)]
+    return f"Overrides of all runs: {' '.join(shared)}" if shared else ""
+
+
+def teacher_name(teacher: Teacher, report: Report) -> str:
+    several = len(report.teachers) > 1
+    return f"teacher {report.teachers.index(teacher) + 1}" if several else "teacher"
+
+
+def _is_partly_paired(row: Row) -> bool:
+    delta, baseline = row.difference, row.baseline
+    if delta is None or baseline is None or not delta.paired:
+        return False
+    return delta.n < max(len(row.group.runs), len(baseline.runs))
+
+
+def _paths(runs: Sequence[RunDirectory]) -> str:
+    return ", ".join(str(run.path) for run in runs)
