@@ -1,4 +1,4 @@
-"""Tests of the number added to the logits of classes that were left out."""
+"""Tests of the bias that is added to the logits of unseen classes."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kd_lightning.callbacks.class_bias import ClassBias, best_bias, compare, right
-from kd_lightning.data.types import Batch, DataSpec
+from kd_lightning.data.types import Batch
 from kd_lightning.modules import TeacherModule
 
 
 def errors(logits: Tensor, target: Tensor, classes: Sequence[int], bias: float) -> int:
-    """Counted the plain way."""
+    """Count the errors with a bias, by changing the logits."""
     shifted = logits.clone()
     shifted[:, list(classes)] += bias
     return int((shifted.argmax(1) != target).sum())
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(params=[((3,), 4.0), ((0, 1, 2, 3, 4, 5, 6, 9), 8.0), ((0, 4), -2.0)], ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
-    """Answers that are often right, but for a shift of some classes."""
+    """Logits that are often right, except that some classes are shifted."""
     classes, shift = request.param
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(10, (400,), generator=generator)
@@ -42,33 +42,36 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(logits, target, classes)
 
 
-def test_answers_are_those_of_shifted_logits(case: Case) -> None:
+def test_predictions_are_those_of_shifted_logits(case: Case) -> None:
     rows = compare(*case)
     for bias in (-5.0, 0.0, 0.7, 3.5, 20.0):
         assert int((~right(rows, bias)).sum()) == errors(*case, bias)
 
 
-def test_no_number_on_a_fine_grid_is_better(case: Case) -> None:
+def test_best_bias_is_at_least_as_good_as_a_fine_grid(case: Case) -> None:
     best = errors(*case, best_bias(compare(*case)))
     assert best == min(errors(*case, bias) for bias in torch.arange(-15, 15, 0.01).tolist())
     assert best < errors(*case, 0.0)
 
 
-def test_the_number_lies_well_within_its_gap() -> None:
-    """Between the answers at distances 1 and 3, not beside one of them."""
+def test_best_bias_is_the_middle_of_its_gap() -> None:
+    # the predictions change at distances 1 and 3
     logits = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
     assert best_bias(compare(logits, torch.tensor([1, 0]), [1])) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("label", "sign"), [(1, 1), (0, -1)])
-def test_where_all_answers_should_be_alike_they_are(label: int, sign: int) -> None:
+def test_best_bias_is_bounded_if_all_labels_are_equal(label: int, sign: int) -> None:
     logits, target = torch.randn(8, 2), torch.full((8,), label)
     bias = best_bias(compare(logits, target, [1]))
     assert errors(logits, target, [1], bias) == 0
-    assert abs(bias) < 10
+    # half of the margin of 1 beyond the last prediction that has to change
+    distances = logits[:, 0] - logits[:, 1]
+    last = distances.max() if sign > 0 else distances.min()
+    assert bias == pytest.approx(last.item() + sign / 2)
 
 
-def test_without_classes_left_out_nothing_changes() -> None:
+def test_without_unseen_classes_no_prediction_changes() -> None:
     logits, target = torch.randn(50, 3), torch.randint(3, (50,))
     rows = compare(logits, target, [])
     assert torch.equal(right(rows, 0.0), logits.argmax(1) == target)
@@ -92,9 +95,9 @@ def loader(logits: Tensor, target: Tensor) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
 
 
-def test_the_number_comes_from_validation_data_and_serves_the_test(case: Case) -> None:
+def test_bias_is_chosen_on_validation_data_and_applied_to_the_test(case: Case) -> None:
     val, test = case._replace(logits=case.logits[:200], target=case.target[:200]), case
-    module = TeacherModule(lambda *_: Given(), DataSpec((10,), 10, (0.0,), (1.0,)))
+    module = TeacherModule(Given())
     trainer = L.Trainer(
         callbacks=[ClassBias(case.classes)],
         **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False},
@@ -116,7 +119,7 @@ def test_the_number_comes_from_validation_data_and_serves_the_test(case: Case) -
 
 
 @pytest.mark.slow
-def test_two_processes_count_as_one(command: Command, tmp_path: Path) -> None:
+def test_two_processes_count_every_sample_once(command: Command, tmp_path: Path) -> None:
     job = ("data=digits", "model=teacher", "trainer.max_epochs=1", "trainer.devices=2")
     own = ("callbacks=[default,class_bias]", "data.exclude_classes=[3]")
     done = command(*job, *own, f"hydra.run.dir={tmp_path}", f"teacher_store={tmp_path}")

@@ -1,11 +1,13 @@
-"""Tests of the gradient balance: it is right, and training goes on as if nobody had looked."""
+"""Tests of the gradient balance: its values, and that it does not affect training."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
@@ -19,12 +21,13 @@ from kd_lightning.nets.cnn import TeacherCNN
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.objective import Objective
 from kd_lightning.schedules import LearnedTemperature
+from kd_lightning.tasks.classification import Classification
 from kd_lightning.transfer.crd import CRD
 from kd_lightning.transfer.fitnet import FitNet
 
 
 class Restless(nn.Module):
-    """A student with all that an extra pass would change: dropout and batch statistics."""
+    """A student that an extra pass would change: it has dropout and batch normalisation."""
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
@@ -38,20 +41,20 @@ class Restless(nn.Module):
 
 @pytest.fixture(scope="module")
 def data() -> DigitsDataModule:
-    """A tenth of the digits: 129 for training, 9 batches."""
+    """A tenth of the digits: 129 training samples in 9 batches."""
     data = DigitsDataModule(batch_size=16, train_fraction=0.1)
     data.setup()
     return data
 
 
 def restless(data: DigitsDataModule) -> DistillationModule:
-    """Dropout and batch statistics; a memory, a regressor, a temperature that learn."""
+    """A module with dropout, batch statistics, a memory bank, a regressor and a learned T."""
     torch.manual_seed(3)
     transfer = {"crd": CRD(negatives=16, size=8, weight=0.1), "fitnet": FitNet(weight=0.1)}
     teacher = TeacherCNN(data.spec.input_shape, data.spec.num_classes, width=4)
     objective = Objective(temperature=LearnedTemperature(), transfer=transfer)
-    labels = data.splits["train"].target
-    return DistillationModule(Restless, teacher, objective, data.spec, labels)
+    task = Classification(data.spec)
+    return DistillationModule(Restless, teacher, objective, data.labels, task=task)
 
 
 def fit(module: L.LightningModule, data: DigitsDataModule, *callbacks: L.Callback, logger: Any):
@@ -69,7 +72,7 @@ def fit(module: L.LightningModule, data: DigitsDataModule, *callbacks: L.Callbac
     return torch.rand(3)
 
 
-def test_training_is_the_same_bit_for_bit(data: DigitsDataModule, tmp_path: Path) -> None:
+def test_training_is_bitwise_identical(data: DigitsDataModule, tmp_path: Path) -> None:
     plain, watched = restless(data), restless(data)
     drawn = fit(plain, data, logger=False)
     board = TensorBoardLogger(tmp_path, default_hp_metric=False)
@@ -80,11 +83,11 @@ def test_training_is_the_same_bit_for_bit(data: DigitsDataModule, tmp_path: Path
     assert any("theta" in name for name in state)
     for name, value in state.items():
         assert torch.equal(value, state_watched[name]), name
-    assert torch.equal(drawn, drawn_watched)  # nor are later random numbers others
+    assert torch.equal(drawn, drawn_watched)  # later random numbers are the same, too
 
 
 class Notes(DummyLogger):
-    """Keeps what is logged of gradients, by step."""
+    """A logger that stores gradient figures by step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +100,7 @@ class Notes(DummyLogger):
 
 
 @pytest.mark.parametrize(("every", "steps"), [(4, [0, 4, 8, 12, 16]), (100, [0]), (0, [])])
-def test_it_looks_every_n_batches(
+def test_it_logs_every_n_batches(
     data: DigitsDataModule, tmp_path: Path, every: int, steps: list[int]
 ) -> None:
     notes, board = Notes(), TensorBoardLogger(tmp_path, default_hp_metric=False)
@@ -109,13 +112,18 @@ def test_it_looks_every_n_batches(
         assert set(row) == names | {f"gradient/cosine_{name}" for name in terms}
 
 
-def test_without_tensorboard_and_for_a_teacher_it_is_silent(
+def test_nothing_is_logged_without_tensorboard_or_for_a_teacher(
     data: DigitsDataModule, tmp_path: Path
 ) -> None:
     notes = Notes()
     fit(restless(data), data, GradientBalance(1), logger=[CSVLogger(tmp_path), notes])
     board = TensorBoardLogger(tmp_path, default_hp_metric=False)
-    fit(TeacherModule(MLP, data.spec), data, GradientBalance(1), logger=[board, notes])
+    fit(
+        TeacherModule(MLP, task=Classification(data.spec)),
+        data,
+        GradientBalance(1),
+        logger=[board, notes],
+    )
     assert notes.rows == {}
 
 
@@ -125,11 +133,11 @@ def gradient_of(loss: Tensor, net: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
 
-def test_norms_are_of_weighted_terms_and_cosines_with_the_hard_one(data: DigitsDataModule) -> None:
+def test_norms_and_cosines_equal_those_of_backward(data: DigitsDataModule) -> None:
     torch.manual_seed(5)
     shape = (data.spec.input_shape, data.spec.num_classes)
     objective = Objective(alpha=0.3, hard_weight=0.25)
-    module = DistillationModule(MLP, MLP(*shape), objective, data.spec)
+    module = DistillationModule(MLP(*shape), MLP(*shape), objective)
     samples = data.splits["train"].take(torch.arange(16))
     inputs = samples.inputs.float() / 255
     batch = Batch(inputs, samples.target, torch.arange(16))
@@ -140,4 +148,22 @@ def test_norms_are_of_weighted_terms_and_cosines_with_the_hard_one(data: DigitsD
     assert found["gradient/response"] == pytest.approx(0.3 * response.norm().item(), rel=1e-5)
     cosine = (hard @ response / hard.norm() / response.norm()).item()
     assert found["gradient/cosine_response"] == pytest.approx(cosine, rel=1e-4)
-    assert -1 < cosine < 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cosine_is_one_for_equal_and_minus_one_for_opposite_gradients(
+    data: DigitsDataModule, sign: int
+) -> None:
+    torch.manual_seed(5)
+    shape = (data.spec.input_shape, data.spec.num_classes)
+    objective = Objective(response=partial(signed_hard_loss, sign), alpha=0.5)
+    module = DistillationModule(MLP(*shape), MLP(*shape), objective)
+    samples = data.splits["train"].take(torch.arange(16))
+    found = balance(module, Batch(samples.inputs.float() / 255, samples.target, torch.arange(16)))
+    assert found["gradient/cosine_response"] == pytest.approx(sign, abs=1e-5)
+    assert found["gradient/response"] == pytest.approx(found["gradient/hard"], rel=1e-5)
+
+
+def signed_hard_loss(sign: int, z_s: Tensor, z_t: Tensor, target: Tensor) -> Tensor:
+    """A response loss whose gradient is that of the hard loss, or its opposite."""
+    return sign * F.cross_entropy(z_s, target)

@@ -1,14 +1,20 @@
-"""Tests of the charts: what is logged finds its place, and only where there is a TensorBoard."""
+"""Tests of TensorBoard's charts: which curve is in which, and what is written."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from kd_lightning.callbacks.layout import OF_ALL, OF_STUDENTS, ScalarLayout
 from kd_lightning.modules import DistillationModule, TeacherModule
 
+TAG = "custom_scalars__config__"  # where TensorBoard looks for the layout
 CHARTS = {
     f"{category}: {title}": tags
     for category, titles in (OF_ALL | OF_STUDENTS).items()
@@ -17,7 +23,7 @@ CHARTS = {
 
 
 def charts_of(tag: str) -> list[str]:
-    """The charts that a tag is drawn in, as TensorBoard matches them."""
+    """Return the charts that contain a tag, matched as TensorBoard does."""
     return [name for name, tags in CHARTS.items() if any(re.match(t, tag) for t in tags)]
 
 
@@ -26,7 +32,7 @@ def charts_of(tag: str) -> list[str]:
     [
         ("train/loss", "losses: training"),
         ("train/response", "losses: training"),
-        ("train/alphabet", "losses: training"),  # a term of any name
+        ("train/alphabet", "losses: training"),  # a term may have any name
         ("val/loss", "losses: validation"),
         ("val/accuracy", "accuracies"),
         ("val/teacher_accuracy", "accuracies"),
@@ -38,17 +44,41 @@ def charts_of(tag: str) -> list[str]:
         ("gradient/cosine_fitnet", "gradients: cosine"),
     ],
 )
-def test_each_curve_is_in_one_chart(tag: str, chart: str) -> None:
+def test_curve_is_in_exactly_one_chart(tag: str, chart: str) -> None:
     (found,) = charts_of(tag)
     assert found.startswith(chart)
 
 
 @pytest.mark.parametrize("tag", ["epoch", "lr-Adam", "val_best/accuracy", "test/loss"])
-def test_the_others_are_in_none(tag: str) -> None:
+def test_other_tags_are_in_no_chart(tag: str) -> None:
     assert charts_of(tag) == []
 
 
-def test_without_tensorboard_it_is_silent() -> None:
-    trainer: Any = SimpleNamespace(loggers=[], is_global_zero=True)
-    for kind in (DistillationModule, TeacherModule):
-        ScalarLayout().on_fit_start(trainer, kind.__new__(kind))
+def written(kind: type[L.LightningModule], folder: Path, rank_zero: bool = True) -> list[str]:
+    """Return the categories of the layout that a module's run writes, in order."""
+    logger = TensorBoardLogger(folder, name="", version="")
+    trainer: Any = SimpleNamespace(loggers=[CSVLogger(folder), logger], is_global_zero=rank_zero)
+    ScalarLayout().on_fit_start(trainer, kind.__new__(kind))
+    logger.experiment.flush()
+    events = EventAccumulator(str(folder)).Reload()
+    if TAG not in events.Tags()["tensors"]:
+        return []
+    (event,) = events.Tensors(TAG)
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    for category in layout.category:
+        expected = (OF_ALL | OF_STUDENTS)[category.title]
+        assert {c.title: list(c.multiline.tag) for c in category.chart} == expected
+    return [category.title for category in layout.category]
+
+
+@pytest.mark.parametrize(
+    ("kind", "charts"), [(TeacherModule, OF_ALL), (DistillationModule, OF_ALL | OF_STUDENTS)]
+)
+def test_layout_in_the_event_file_depends_on_the_module(
+    kind: type[L.LightningModule], charts: dict[str, Any], tmp_path: Path
+) -> None:
+    assert written(kind, tmp_path) == list(charts)
+
+
+def test_other_processes_write_no_layout(tmp_path: Path) -> None:
+    assert written(DistillationModule, tmp_path, rank_zero=False) == []

@@ -1,5 +1,6 @@
-"""What must not end a run: a network that TensorBoard cannot draw."""
+"""Tests of the loggers: graphs that cannot be traced, and CSV files that are resumed."""
 
+import csv
 import logging
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.callbacks.loggers import OneGraphTensorBoardLogger
-from kd_lightning.data.types import DataSpec
+from kd_lightning.callbacks.loggers import OneGraphTensorBoardLogger, ResumableCSVLogger
+from kd_lightning.data.types import ImageSpec
 from kd_lightning.modules import TeacherModule
+from kd_lightning.tasks.classification import Classification
 
-SPEC = DataSpec((1, 4, 4), 3, (0.5,), (0.5,))
+SPEC = ImageSpec((1, 4, 4), 3, (0.5,), (0.5,))
 
 
 class Untraceable(nn.Module):
@@ -25,11 +27,32 @@ class Untraceable(nn.Module):
         return self.last(x.flatten(1))
 
 
-@pytest.mark.filterwarnings("ignore")  # tracing looks at all that is deprecated, too
-def test_a_network_that_cannot_be_drawn_is_said(
+@pytest.mark.filterwarnings("ignore")  # tracing evaluates deprecated attributes
+def test_graph_that_cannot_be_traced_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = OneGraphTensorBoardLogger(str(tmp_path), log_graph=True)
     with caplog.at_level(logging.WARNING):
-        logger.log_graph(TeacherModule(Untraceable, SPEC))
-    assert "TensorBoard gets no graph: no graph of me" in caplog.text
+        logger.log_graph(TeacherModule(Untraceable, task=Classification(SPEC)))
+    assert caplog.messages == ["TensorBoard gets no graph: no graph of me"]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_of_an_earlier_run_is_continued(tmp_path: Path) -> None:
+    first, resumed = ResumableCSVLogger(str(tmp_path)), ResumableCSVLogger(str(tmp_path))
+    first.log_metrics({"loss": 2.0}, step=0)
+    first.save()
+    resumed.log_metrics({"loss": 1.0}, step=1)
+    resumed.save()
+    resumed.log_metrics({"loss": 0.5, "accuracy": 0.9}, step=2)  # a new column rewrites the file
+    resumed.save()
+    assert [(row["step"], row["loss"], row["accuracy"]) for row in rows(tmp_path)] == [
+        ("0", "2.0", ""),
+        ("1", "1.0", ""),
+        ("2", "0.5", "0.9"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]

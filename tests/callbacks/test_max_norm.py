@@ -1,4 +1,4 @@
-"""Tests of the limit on incoming weights."""
+"""Tests of max-norm regularisation."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from conftest import Command
 
 from kd_lightning.callbacks.max_norm import MaxNorm
-from kd_lightning.data.types import Batch, DataSpec
+from kd_lightning.data.types import Batch
 from kd_lightning.modules import TeacherModule
 from kd_lightning.nets.mlp import MLP
 
@@ -16,9 +16,7 @@ ROWS = torch.tensor([[3.0, 4.0, 0.0], [0.3, 0.4, 0.0], [0.0, 0.0, 0.0], [0.0, -2
 
 @pytest.fixture
 def module() -> TeacherModule:
-    made = TeacherModule(
-        lambda shape, classes: MLP(shape, classes, hidden=(4,)), DataSpec((3,), 2, (0.0,), (1.0,))
-    )
+    made = TeacherModule(MLP((3,), 2, hidden=(4,)))
     with torch.no_grad():
         made.net.get_parameter("layers.1.weight").copy_(ROWS)
         made.net.get_parameter("layers.1.bias").fill_(9.0)
@@ -31,7 +29,7 @@ def step(module: TeacherModule, limit: float) -> None:
     MaxNorm(limit).on_train_batch_end(nothing, module, None, batch, 0)
 
 
-def test_long_rows_are_shortened_and_keep_their_direction(module: TeacherModule) -> None:
+def test_long_rows_are_scaled_to_the_limit(module: TeacherModule) -> None:
     step(module, limit=2.0)
     weight = module.net.get_parameter("layers.1.weight")
     expected = ROWS * torch.tensor([2 / 5, 1.0, 1.0, 1.0])[:, None]
@@ -40,15 +38,16 @@ def test_long_rows_are_shortened_and_keep_their_direction(module: TeacherModule)
     assert module.net.get_parameter("layers.1.bias").tolist() == [9.0] * 4
 
 
-def test_short_rows_stay_exactly_as_they_are(module: TeacherModule) -> None:
+def test_short_rows_are_unchanged(module: TeacherModule) -> None:
     before = {k: v.clone() for k, v in module.state_dict().items()}
     step(module, limit=100.0)
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
 @pytest.mark.slow
-def test_it_has_a_part_in_which_teacher_is_found(command: Command, tmp_path: Any) -> None:
-    """With a limit it is another teacher; and the limit is kept through a whole training."""
+def test_limit_holds_through_training_and_is_part_of_the_teachers_key(
+    command: Command, tmp_path: Any
+) -> None:
     job = ("model=teacher", "net@teacher=mlp", "data=digits", "trainer.max_epochs=1")
     store = f"teacher_store={tmp_path}"
     for name, own in {

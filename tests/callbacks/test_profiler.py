@@ -1,4 +1,4 @@
-"""Where the time went: every moment in one phase, and the phases those a user knows."""
+"""Tests of the profiler: every moment belongs to exactly one phase."""
 
 import re
 import time
@@ -12,13 +12,13 @@ from kd_lightning.callbacks.profiler import OUTSIDE, PHASES, PhaseProfiler
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that the test moves."""
+    """A fake clock that the test advances."""
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return now
 
 
-def test_a_moment_belongs_to_the_innermost_action(clock: list[float]) -> None:
+def test_time_belongs_to_the_innermost_action(clock: list[float]) -> None:
     profiler = PhaseProfiler()
     imports = sum(profiler.seconds.values())
 
@@ -55,7 +55,7 @@ def test_a_moment_belongs_to_the_innermost_action(clock: list[float]) -> None:
     assert "set-up and files" in text.splitlines()[0]
 
 
-def test_the_teacher_is_told_apart_from_the_step(clock: list[float]) -> None:
+def test_teacher_is_separate_from_the_step(clock: list[float]) -> None:
     class Slow(nn.Module):
         def forward(self, x: int) -> int:
             clock[0] += 5
@@ -71,7 +71,7 @@ def test_the_teacher_is_told_apart_from_the_step(clock: list[float]) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_run_has_time_in_every_phase(digits_run: Path) -> None:
+def test_real_run_has_time_in_every_phase(digits_run: Path) -> None:
     printed = digits_run.with_suffix(".txt").read_text()
     found = re.findall(r"^ +([\d.]+) s +[\d.]+ % +(.+)$", printed, re.MULTILINE)
     assert {phase for _, phase in found} >= {*PHASES, OUTSIDE}
