@@ -35,11 +35,10 @@ OF_STUDENTS: Charts = {
 class ScalarLayout(L.Callback):
     """Group the curves of a run: losses, accuracies, fidelity, temperature, gradients."""
 
-    # At the start of the fit, not at its end, so that a running training is already laid out.
-
     shapes_result = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # at the start, so that a training that is still running is laid out
         charts = OF_ALL | (OF_STUDENTS if isinstance(pl_module, DistillationModule) else {})
         layout = {
             category: {title: ["Multiline", tags] for title, tags in titles.items()}
