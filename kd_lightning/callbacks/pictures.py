@@ -78,9 +78,9 @@ class Pictures(L.Callback):
 
     def _look(self, module: BaseModule, data: Any) -> None:
         """Run the networks on the first validation samples."""
-        target = data.splits["val"].target if hasattr(data, "splits") else None
+        target = getattr(getattr(data, "splits", {}).get("val"), "target", None)
         if target is None:
-            return
+            return  # not one of our datamodules: the pictures after training will do
         for _, index, inputs in data.prepared("val").batches(module.device):
             there = index.to(module.device)
             batch = Batch(inputs.to(module.dtype), target[index].to(module.device), there)

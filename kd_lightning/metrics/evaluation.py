@@ -6,6 +6,7 @@ All logarithms are natural. Every figure is declared in :mod:`kd_lightning.metri
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -51,6 +52,7 @@ class Evaluation(nn.Module):
         """The figures by name, gathered over the ranks; the state is reset."""
         metrics = {**self.shares, "loss": self.loss}
         values = {name: metric.compute() for name, metric in metrics.items()}
-        for metric in metrics.values():
-            metric.reset()
+        with torch.inference_mode(False):  # see BaseModule._make_metrics
+            for metric in metrics.values():
+                metric.reset()
         return values

@@ -212,8 +212,11 @@ class BaseModule(L.LightningModule):
         # Late, because without a specification the first logits tell the number of classes.
         if self.evaluation is None:
             classes = logits.shape[-1]
-            self.evaluation = self.task.evaluation(classes, self.with_teacher).to(self.device)
-            self.diagnostics = self.task.diagnostics(classes, self.with_teacher).to(self.device)
+            # trainer.validate() runs in inference mode, whose tensors cannot be updated in the
+            # validation of a later fit(), which runs without it.
+            with torch.inference_mode(False):
+                self.evaluation = self.task.evaluation(classes, self.with_teacher).to(self.device)
+                self.diagnostics = self.task.diagnostics(classes, self.with_teacher).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         values = self.log_evaluation("val")

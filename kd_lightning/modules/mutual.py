@@ -107,8 +107,9 @@ class MutualModule(BaseModule):
         super().measure(outputs, split)
         for name, logits in outputs["others"].items():
             if name not in self.evaluations:
-                made = self.task.evaluation(logits.shape[-1], with_teacher=False)
-                self.evaluations[name] = made.to(self.device)
+                with torch.inference_mode(False):  # see BaseModule._make_metrics
+                    made = self.task.evaluation(logits.shape[-1], with_teacher=False)
+                    self.evaluations[name] = made.to(self.device)
             evaluation = self.evaluations[name]
             assert isinstance(evaluation, Evaluation)
             evaluation.update(logits, outputs["target"])
