@@ -146,7 +146,7 @@ class LearnedTemperatures(LearnedTemperature):
 
     def build(self, num_classes: int) -> None:
         last = nn.Linear(self.hidden, 1)
-        # A zero weight: all samples start at the published temperature, whatever their logits.
+        # A zero weight: all samples start at the same, published temperature.
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, self.start)
         self.layers = nn.Sequential(nn.Linear(2 * num_classes, self.hidden), nn.ReLU(), last)

@@ -120,7 +120,7 @@ class Layer(NamedTuple):
 
 def layers(net: nn.Module, sample: Inputs) -> list[Layer]:
     """Return the outputs of all modules in the order in which the modules finish."""
-    # The order of execution, not of named_modules(): only the first says what precedes what.
+    # The order of execution, not of named_modules(), which is the order of construction.
     ran: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
 
     def note(path: str) -> Callable[..., None]:

@@ -69,7 +69,8 @@ class CRD(Term):
             self.register_buffer(name, bank)
         # ln Z rather than Z, which overflows float16. NaN means not estimated yet.
         self.register_buffer("log_normalizers", torch.full((2,), torch.nan))
-        # A flag beside the NaN: testing the buffer would synchronise with the GPU every step.
+        # A flag in addition to the NaN, as testing the buffer would synchronise with the GPU in
+        # every step.
         self._estimated = False
         self._sort(labels if self.other_classes else torch.arange(len(labels)))
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None

@@ -43,7 +43,7 @@ def keep(name: str, folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def refused(*arguments: Any, **settings: Any) -> str:
+def rejection(*arguments: Any, **settings: Any) -> str:
     """Return the one-line error message."""
     with pytest.raises(UserError) as caught:
         torchvision_net(*arguments, **settings)
@@ -86,22 +86,22 @@ def test_a_run_directory_may_name_the_factory() -> None:
     [("resnt18", "resnet18"), ("efficientnet", "efficientnet_b"), ("", ""), (18, "")],
 )
 def test_an_unknown_name_is_rejected_with_similar_names(name: Any, near: str) -> None:
-    told = refused(CIFAR, 10, name=name)
-    assert told.startswith(
+    message = rejection(CIFAR, 10, name=name)
+    assert message.startswith(
         f"{name} is not a supported classifier of torchvision; the nearest are {near}"
     )
 
 
 @pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "raft_small", "r3d_18", "mnasnet0_5"])
 def test_other_models_than_image_classifiers_are_rejected(name: str) -> None:
-    assert "is not a supported classifier" in refused(CIFAR, 10, name=name)
+    assert "is not a supported classifier" in rejection(CIFAR, 10, name=name)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (4, 32, 32), (3, 32), (17,)])
 def test_inputs_without_three_channels_are_rejected(shape: tuple[int, ...]) -> None:
-    told = refused(shape, 10)
-    assert f"the inputs are {'×'.join(map(str, shape))}; use a network for any number" in told
-    assert "resnet20" in told
+    message = rejection(shape, 10)
+    assert f"the inputs are {'×'.join(map(str, shape))}; use a network for any number" in message
+    assert "resnet20" in message
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_inputs_without_three_channels_are_rejected(shape: tuple[int, ...]) -> N
 )
 def test_an_unsuitable_image_size_is_rejected(name: str, shape: tuple[int, int, int]) -> None:
     size = "×".join(map(str, shape))
-    assert refused(shape, 10, name=name).startswith(f"{name} cannot take images of {size} (")
+    assert rejection(shape, 10, name=name).startswith(f"{name} cannot take images of {size} (")
 
 
 def is_in(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, bool]:
@@ -158,8 +158,8 @@ def test_weights_with_old_parameter_names_are_loaded(kept: Path) -> None:
 
 def test_weights_for_another_image_size_are_rejected(kept: Path) -> None:
     torch.save({"conv_proj.bias": torch.zeros(768)}, file_of("vit_b_32", kept))
-    told = refused((3, 32, 32), 10, name="vit_b_32", weights="DEFAULT")
-    assert "the weights DEFAULT of vit_b_32 do not fit images of this size" in told
+    message = rejection((3, 32, 32), 10, name="vit_b_32", weights="DEFAULT")
+    assert "the weights DEFAULT of vit_b_32 do not fit images of this size" in message
 
 
 def test_a_network_for_a_checkpoint_needs_no_weights() -> None:
@@ -171,18 +171,18 @@ def test_a_network_for_a_checkpoint_needs_no_weights() -> None:
 
 @pytest.mark.parametrize("weights", ["IMAGENET22K", "default", True])
 def test_unknown_weights_are_rejected_with_the_known_names(weights: Any) -> None:
-    told = refused(CIFAR, 10, name="resnet50", weights=weights)
-    assert told.startswith(
+    message = rejection(CIFAR, 10, name="resnet50", weights=weights)
+    assert message.startswith(
         f"torchvision has no weights {weights} for resnet50; choose one of IMAGENET1K_V1"
     )
-    assert "IMAGENET1K_V2" in told
+    assert "IMAGENET1K_V2" in message
 
 
 def test_a_failed_download_names_the_file_and_its_place(kept: Path) -> None:
-    told = refused(CIFAR, 10, name=SMALL, weights="DEFAULT")
-    assert f"the weights DEFAULT of {SMALL} could not be downloaded or read (" in told
-    assert file_of(SMALL, kept).name in told
-    assert f"into {kept}, or use weights=null" in told
+    message = rejection(CIFAR, 10, name=SMALL, weights="DEFAULT")
+    assert f"the weights DEFAULT of {SMALL} could not be downloaded or read (" in message
+    assert file_of(SMALL, kept).name in message
+    assert f"into {kept}, or use weights=null" in message
 
 
 @pytest.mark.parametrize("length", [0, 100, 100_000])
@@ -190,7 +190,7 @@ def test_truncated_weights_are_rejected(kept: Path, length: int) -> None:
     keep(SMALL, kept)
     file = file_of(SMALL, kept)
     file.write_bytes(file.read_bytes()[:length])
-    assert "could not be downloaded or read" in refused(CIFAR, 10, name=SMALL, weights="DEFAULT")
+    assert "could not be downloaded or read" in rejection(CIFAR, 10, name=SMALL, weights="DEFAULT")
 
 
 class RunsCode:
@@ -205,5 +205,5 @@ class RunsCode:
 
 def test_a_pickle_in_place_of_weights_runs_no_code(kept: Path, tmp_path: Path) -> None:
     torch.save({"fc.weight": RunsCode(tmp_path / "trace")}, file_of(SMALL, kept))
-    assert "could not be downloaded or read" in refused(CIFAR, 10, name=SMALL, weights="DEFAULT")
+    assert "could not be downloaded or read" in rejection(CIFAR, 10, name=SMALL, weights="DEFAULT")
     assert not (tmp_path / "trace").exists()

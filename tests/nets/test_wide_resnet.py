@@ -88,8 +88,8 @@ def test_a_block_activates_before_its_convolutions() -> None:
     for block in (same.eval(), changing.eval()):
         active = torch.relu(block.bn1(x))
         inner = block.conv2(torch.relu(block.bn2(block.conv1(active))))
-        beside = x if block.shortcut is None else block.shortcut(active)
-        torch.testing.assert_close(block(x), inner + beside, rtol=0, atol=0)
+        shortcut = x if block.shortcut is None else block.shortcut(active)
+        torch.testing.assert_close(block(x), inner + shortcut, rtol=0, atol=0)
     assert changing(x).shape == (2, 8, 3, 3)
 
 
