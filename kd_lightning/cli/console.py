@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from kd_lightning.report.groups import Convert, read_runs
+from kd_lightning.report.read import Convert, read_runs
 from kd_lightning.report.sweep import chain_table, run_table
 from kd_lightning.report.table import Table
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_lightning.cli.console import print_chain, print_line, print_path, print_run, print_table
-from kd_lightning.report.groups import group_runs, read_runs
+from kd_lightning.report.groups import group_runs
+from kd_lightning.report.read import read_runs
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import RunDirectory, is_run

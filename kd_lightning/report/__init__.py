@@ -1,5 +1,6 @@
 """Run directories in; tables, plots and verdicts out.
 
+read.py         run directories and sweep directories
 groups.py       runs that differ in their seed alone form a group; each group has a baseline
 statistics.py   means, intervals, differences and tests, as pure functions of numbers
 compare.py      each group beside its baseline

@@ -124,6 +124,7 @@ class Report:
     @property
     def asked(self) -> list[Row]:
         """The comparisons that the headline is about: those that distil, if any do."""
+        # a control that does best must not decide whether distillation helped
         return [row for row in self.compared if row.group.distils] or self.compared
 
     @property
@@ -139,6 +140,7 @@ class Report:
     @property
     def lead(self) -> Row | None:
         """The row of the headline: chosen on validation, or the clearest of several baselines."""
+        # choosing on test data would bias the very difference that is reported
         return best_on_validation(self.asked) if self.has_one_baseline else clearest(self.asked)
 
 
@@ -205,6 +207,7 @@ def _teachers(groups: Sequence[Group]) -> list[Teacher]:
     found: list[Teacher] = []
     for group in groups:
         own = {t: run for run in group.runs.values() if (t := run.facts["teacher"])}
+        # groups that share one teacher share them all: those of the other seeds
         same = [teacher for teacher in found if teacher.runs.keys() & own.keys()]
         if same:
             same[0].runs.update(own)

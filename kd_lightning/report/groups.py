@@ -2,21 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.run_directory import RunDirectory, finite, is_run, jobs_of, read_run
+from kd_lightning.utils.run_directory import RunDirectory, finite
 
 BASELINE, STUDENT, CONTROL = "baseline", "student", "control: "  # roles of runs, in run.json
 NO_PART = "–"  # the value of a setting that plays no part in a run
-# What a run and its baseline must have in common: the student, its data and its budget.
-WORK = ("student", "data", "augment", "optimizer", "lr_scheduler", "trainer", "task")
+# What a run may have of its own beside its baseline. All else, as the student, its data and its
+# budget, must agree: a difference would be credited to the method.
+OF_THE_METHOD = ("method", "model", "teacher", "teacher_from", "pretrain", "cache", "chain")
 # Where runs have to be told apart by settings that nobody typed, these come first.
 FIRST = ("student", "method", "teacher_from", "teacher", "model", "chain")
 PLAIN = "ce"  # the option of method= that is a baseline and nothing else
 
-Convert = Callable[[Path], dict[str, Any]]
 Agrees = Callable[["Group", "Group"], bool]
 
 
@@ -89,36 +88,6 @@ class Groups:
         return any(len(group.runs) > 1 for group in self.groups)
 
 
-def read_runs(folders: Sequence[Path], convert: Convert | None = None) -> list[RunDirectory]:
-    """The runs in any mixture of run directories and sweep directories, each once.
-
-    Args:
-        folders: the directories.
-        convert: gives the facts of a directory that was written before ``run.json`` was.
-
-    Raises:
-        UserError: if a directory is neither, or a file in it is damaged.
-    """
-    paths: dict[Path, Path] = {}
-    for folder in folders:
-        jobs = [folder] if is_run(folder) else jobs_of(folder)
-        if not jobs:
-            raise UserError(f"{folder} is neither a run directory nor a sweep directory")
-        for job in jobs:
-            paths.setdefault(job.resolve(), job)
-    return [_checked(read_run(path, convert)) for path in paths.values()]
-
-
-def _checked(run: RunDirectory) -> RunDirectory:
-    """The run, if the facts that a report needs have the types that they should have."""
-    types = {"role": str, "teacher": str, "settings": dict, "overrides": dict, "links": list}
-    for name, kind in types.items():
-        if not isinstance(run.facts[name], kind):
-            raise UserError(f"{run.facts.file}: {name!r} is no {kind.__name__}")
-    _ = run.seed, run.facts["processes"]
-    return run
-
-
 def group_runs(runs: Sequence[RunDirectory]) -> Groups:
     """Group the finished runs by role, settings and number of processes."""
     finished = [run for run in runs if run.is_finished]
@@ -130,6 +99,7 @@ def group_runs(runs: Sequence[RunDirectory]) -> Groups:
     for part in parts:
         values = {key: value(part[0], key) for key in keys}
         label = ", ".join(f"{columns[key]}={text}" for key, text in values.items())
+        # a seed counts once: a repeat is no further evidence
         by_seed = {run.seed: run for run in part}
         repeats += [run for run in part if run is not by_seed[run.seed]]
         groups.append(Group(values, label or "all runs", by_seed))
@@ -139,6 +109,7 @@ def group_runs(runs: Sequence[RunDirectory]) -> Groups:
 def _by_identity(runs: Sequence[RunDirectory]) -> dict[Any, list[RunDirectory]]:
     found: dict[Any, list[RunDirectory]] = {}
     for run in runs:
+        # as text, since 5 typed and 5.0 by default are one setting
         settings = frozenset((key, as_text(value)) for key, value in run.settings.items())
         identity = (run.role, as_text(run.facts["processes"]), settings)
         found.setdefault(identity, []).append(run)
@@ -169,6 +140,7 @@ def _columns(
     settings = {key for part in parts for key in part[0].settings}
     covered = {_section(key) for key in settings}
     typed = dict.fromkeys(key for part in parts for run in part for key in run.overrides)
+    # first what the user chose to vary, in the order typed
     is_setting = [key for key in typed if _section(key) in covered]
     # a key that differs only in playing no part in some runs says little: the method says that
     keys = [k for k in is_setting if len({value(p[0], k) for p in parts} - {NO_PART}) > 1]
@@ -176,6 +148,7 @@ def _columns(
     # a typed value that differs inside a group does not name the group
     others = [key for key in others if all(len({value(r, key) for r in p}) == 1 for p in parts)]
     names = [tuple(value(part[0], key) for key in keys) for part in parts]
+    # then greedily whatever makes further names differ
     for key in [*others, *sorted(settings - set(keys), key=_order), "role", "processes"]:
         longer = [(*name, value(p[0], key)) for name, p in zip(names, parts, strict=True)]
         if len(set(longer)) > len(set(names)):
@@ -236,10 +209,9 @@ def _nearest(group: Group, fitting: Sequence[Group], columns: Sequence[str]) -> 
 
 
 def _work(run: RunDirectory) -> dict[str, str]:
+    settings = {k: as_text(v) for k, v in run.settings.items() if _section(k) not in OF_THE_METHOD}
     # more processes make larger batches and fewer steps: another budget
-    same = {"processes": as_text(run.facts["processes"])}
-    settings = {k: as_text(v) for k, v in run.settings.items() if _section(k) in WORK}
-    return {**settings, **same}
+    return {**settings, "processes": as_text(run.facts["processes"])}
 
 
 def _column(groups: Groups, text: str) -> tuple[str, str]:

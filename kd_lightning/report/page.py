@@ -92,6 +92,7 @@ def _notes(report: Report) -> list[str]:
 
 def _whiskers(report: Report) -> list[Whisker | None]:
     found = [_interval(row) for row in report.rows]
+    # one scale for all rows, so that lengths can be compared
     reach = max((abs(end) for interval in found if interval for end in interval), default=0.0)
     if not reach:
         return [None] * len(found)

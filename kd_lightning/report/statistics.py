@@ -140,6 +140,7 @@ def holm(values: Sequence[float]) -> list[float]:
     [0.03, 0.06, 0.06]
     """
     adjusted, worst = [0.0] * len(values), 0.0
+    # from the smallest p on; a larger one is never adjusted below a smaller one
     for rank, i in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         worst = max(worst, min(1.0, (len(values) - rank) * values[i]))
         adjusted[i] = worst

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kd_lightning.metrics.figures import TEACHER, parse, show
-from kd_lightning.report.groups import Convert, as_text, read_runs, short_names
+from kd_lightning.report.groups import as_text, short_names
+from kd_lightning.report.read import Convert, read_runs
 from kd_lightning.report.table import Column, Table
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import LINKS, RunDirectory, jobs_of
@@ -49,6 +50,7 @@ def sweep_table(folder: Path, has_ended: bool = True, convert: Convert | None = 
         ]
         for job in jobs
     ]
+    # one row for each teacher, however many jobs it taught
     teachers = {
         job.facts["teacher"]: ["teacher", *[""] * len(swept), *_teacher_cells(job, SHOWN)]
         for job in jobs

@@ -91,6 +91,7 @@ def write_csv(file: Path, lines: Iterable[Sequence[object]]) -> None:
 
 def literal(text: str) -> str:
     """Text that Markdown shows as it is."""
+    # underscores inside words are literal in CommonMark, and names are full of them
     for sign in "\\`*[]":
         text = text.replace(sign, f"\\{sign}")
     return escape(text, quote=False).replace("|", "&#124;").replace("\n", "<br>")
@@ -115,6 +116,7 @@ def mean_and_sd(scores: Iterable[float], unit: Unit) -> str:
     """The same from scores, and the mean alone where all scores are equal."""
     found = list(scores)
     known = [fmean(found)] if found else []
+    # ± 0 beside sizes and counts would be noise
     known += [stdev(found)] if len(set(found)) > 1 else []
     return " ± ".join(number(x, unit) for x in known)
 

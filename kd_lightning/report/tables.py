@@ -43,6 +43,7 @@ def main_table(report: Report) -> Table:
     rows = []
     for row in report.rows:
         values = list(row.group.values.values()) or [row.group.label]
+        # a star on a single row would claim a choice
         star = " ★" if row is report.best and len(report.rows) > 1 else ""
         rows.append([*values[:-1], values[-1] + star, *_cells(row)])
     teachers = [_teacher_cells(teacher, report, len(names)) for teacher in report.teachers]
@@ -108,6 +109,7 @@ def _is_count(parsed: Name) -> bool:
 
 def _figures(report: Report) -> list[tuple[str, Name]]:
     """The declared figures of the students that some run has, in the order of declaration."""
+    # undeclared figures have no label, unit or order: they are in the CSV alone
     names = dict.fromkeys(name for run in report.runs for name in run.metrics)
     found = [(name, parsed) for name in names if (parsed := parse(name))]
     found = [(name, parsed) for name, parsed in found if not parsed.of_teacher]

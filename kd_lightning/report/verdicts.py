@@ -139,6 +139,7 @@ def controls(report: Report) -> list[str]:
     rows = _controls_of(lead, report)
     found = {name: difference_of(lead.group, row.group) for name, row in rows.items()}
     deltas = {name: delta for name, delta in found.items() if delta}
+    # a family of its own: these comparisons answer another question than the verdicts
     p_values = adjusted(deltas)
     return [
         _beside_control(name, delta, p_values.get(name), len(p_values), lead)
@@ -153,6 +154,7 @@ def _controls_of(lead: Row, report: Report) -> dict[str, Row]:
     def likeness(row: Row) -> tuple[int, float]:
         return row.group.agreement(lead.group, columns), row.val.mean if row.val else 0.0
 
+    # the same baseline means the same student, data and budget
     rows = [row for row in report.compared if row.baseline is lead.baseline and row.group.control]
     found = {row.group.control: row for row in sorted(rows, key=likeness)}
     order = [*REMOVES, *sorted(found.keys() - REMOVES.keys())]

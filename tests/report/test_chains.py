@@ -8,9 +8,9 @@ from made_up import write_run
 
 from kd_lightning.cli.report import main
 from kd_lightning.report.compare import build_report
-from kd_lightning.report.groups import read_runs
 from kd_lightning.report.plots import draw
 from kd_lightning.report.plots.curves import link_scores
+from kd_lightning.report.read import read_runs
 
 NAMES = ["generation 0", "generation 1"]
 ACCURACIES = ((0.95, 0.96, 0.97), (0.93, 0.95, 0.965))  # of both links and together, by seed

@@ -185,7 +185,13 @@ def test_a_damaged_file_is_named_in_one_line(
     ("name", "value"),
     [
         *(("role", 7), ("role", None), ("settings", []), ("overrides", "method=kd")),
-        *(("links", "two"), ("teacher", {}), ("seed", None), ("processes", None)),
+        *(
+            ("links", "two"),
+            ("teacher", {}),
+            ("seed", None),
+            ("processes", None),
+            ("processes", "two"),
+        ),
     ],
 )
 def test_facts_that_are_missing_or_of_another_type_are_named_in_one_line(
@@ -237,6 +243,25 @@ def test_a_job_without_figures_has_failed_once_the_sweep_has_ended(
         sweep_table(sweep).write(sweep)
     printed = report(sweep)
     assert ("failed" in printed, "unfinished" in printed) == (has_ended, not has_ended)
+
+
+def test_a_job_that_failed_before_its_facts_were_recorded_has_a_row(
+    report: Report, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path, [CE, KD], seeds=1)
+    hydra = sweep / "2" / ".hydra"
+    hydra.mkdir(parents=True)
+    (hydra / "config.yaml").write_text("chain: {rounds: 3}")
+    (hydra / "overrides.yaml").write_text(
+        "- method=wrong\n- +net@student=mlp\n- seed=0\n- data=digits\n"
+    )
+    table = sweep_table(sweep)
+    assert table.header[:3] == ["job", "method", "student"]
+    assert table.rows[2][:4] == ["2", "wrong", "mlp", "failed"]
+    assert table.failed == ["2"]
+    assert str(sweep / "2") in report(sweep, tmp_path / "0")  # among those left out
+    (hydra / "overrides.yaml").write_text("7")
+    assert f"error: {hydra / 'overrides.yaml'} " in refused(report, sweep)
 
 
 def test_out_that_cannot_be_written(report: Report, tmp_path: Path) -> None:

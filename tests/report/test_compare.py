@@ -8,7 +8,7 @@ import pytest
 from made_up import edit, write_run, write_sweep
 
 from kd_lightning.report.compare import Report, build_report
-from kd_lightning.report.groups import read_runs
+from kd_lightning.report.read import read_runs
 from kd_lightning.report.verdicts import headline, notes
 from kd_lightning.utils.run_directory import FACTS
 

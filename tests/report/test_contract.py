@@ -11,7 +11,8 @@ from made_up import write_run
 from omegaconf import OmegaConf
 
 from kd_lightning.report.compare import build_report
-from kd_lightning.report.groups import group_runs, read_runs
+from kd_lightning.report.groups import group_runs
+from kd_lightning.report.read import read_runs
 from kd_lightning.runs import record as training
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

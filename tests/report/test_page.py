@@ -16,9 +16,9 @@ from conftest import Sweep
 from made_up import made_up_diagnostics, write_run, write_sweep
 
 from kd_lightning.report.compare import build_report
-from kd_lightning.report.groups import read_runs
 from kd_lightning.report.page import write_report
 from kd_lightning.report.plots import draw
+from kd_lightning.report.read import read_runs
 from kd_lightning.report.verdicts import headline
 from kd_lightning.utils.errors import UserError
 
@@ -300,8 +300,8 @@ def test_without_errors_there_is_no_table_of_them(make: Make) -> None:
 
 
 def test_the_teacher_shown_is_that_of_the_best_group(tmp_path: Path) -> None:
-    answers = {"ce": 0.1, "kd": 0.3}
-    for number, (method, share) in enumerate(answers.items()):
+    shares = {"ce": 0.1, "kd": 0.3}
+    for number, (method, share) in enumerate(shares.items()):
         run = write_run(tmp_path / str(number), {"method": method})
         arrays = made_up_diagnostics(0)
         arrays["teacher_class_probabilities"] = np.full((4, 10, 10), share)

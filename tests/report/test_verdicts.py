@@ -8,8 +8,8 @@ import pytest
 from made_up import write_run, write_sweep
 
 from kd_lightning.report.compare import Report, build_report
-from kd_lightning.report.groups import read_runs
 from kd_lightning.report.page import write_report
+from kd_lightning.report.read import read_runs
 from kd_lightning.report.verdicts import controls, headline, mood
 
 CE, KD = {"method": "ce"}, {"method": "kd", "gain": 0.01}

@@ -77,6 +77,7 @@ def _heat_map(ax: Any, rows: list[Row], low: float, high: float) -> Any:
     image = ax.imshow(cells, cmap="viridis", origin="lower", aspect="auto", vmin=low, vmax=high)
     for (i, j), share in np.ndenumerate(cells):
         if np.isfinite(share):
+            # viridis is bright at its upper end
             color = "black" if share > (low + high) / 2 else "white"
             ax.text(j, i, percents(share), ha="center", va="center", color=color)
     ax.set_xticks(range(len(at[T])), [f"{t:g}" for t in at[T]])
@@ -101,7 +102,7 @@ def _lines(report: Report, key: str) -> Plot | None:
         ax.axhline(mean_of(baselines[0]), color=GREY, ls="--", label=baseline_name(report))
     ticks = sorted({_setting(row, key) for part in series.values() for row in part})
     if ticks[0] > 0 and ticks[-1] / ticks[0] >= 8:
-        ax.set_xscale("log")
+        ax.set_xscale("log")  # from here on equal steps are ratios, as in 1, 2, 5, 10
     ticks_at(ax.xaxis, ticks, [f"{tick:g}" for tick in ticks])
     percent_axis(ax.yaxis)
     ax.set(xlabel=AXES[key], ylabel="validation accuracy")
@@ -128,6 +129,7 @@ def size(report: Report) -> list[Plot]:
     _pareto_front(ax, rows)
     ax.set_xscale("log")
     low, high = ax.get_xlim()
+    # the default ticks of a log axis leave a range of less than ten with hardly a label
     ticks = [d * 10.0**e for e in range(13) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
     ticks = ticks if len(ticks) < 8 else [tick for tick in ticks if str(tick)[0] == "1"]
     ticks_at(ax.xaxis, ticks, [_count(tick) for tick in ticks])

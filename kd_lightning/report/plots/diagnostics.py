@@ -147,6 +147,7 @@ def _reliability_panel(ax: Any, table: Array, color: str) -> float:
     share = count / max(count.sum(), 1)
     used, width = count > 0, 1 / len(count)
     left = np.arange(len(count))[used] * width
+    # the root keeps bins visible that hold a hundredth of the fullest
     alphas = 0.2 + 0.7 * np.sqrt(share[used] / max(share.max(), FAINTEST))
     shades = [to_rgba(color, alpha) for alpha in alphas]
     ax.bar(left, accuracy[used], width, align="edge", color=shades)

@@ -67,6 +67,7 @@ def _power_law(ax: Any, t: Array, values: Array, power: int, name: str, color: s
     large = t >= LARGE
     ax.plot(t, values, color=color, label=name)
     law = f"1/T{'²' if power == -2 else ''}"
+    # anchored at the last point: the law holds in the limit
     ax.plot(t[large], values[-1] * (t[large] / t[-1]) ** power, ":", color=INK, label=law)
     ax.set(yscale="log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
