@@ -121,14 +121,13 @@ class BaseModule(L.LightningModule):
         example = self.task.example()
         if example is not None:
             return example
-        with isolate_rng():  # a loader draws a seed; training must not depend on this look
-            # The property's side effect is documented: it makes the training dataloader.
-            assert self.trainer.estimated_stepping_batches
-            loader = self.trainer.train_dataloader
-            assert loader is not None
-            return as_batch(
-                self.trainer.strategy.batch_to_device(next(iter(loader)), torch.device("cpu"))
-            )
+        # This property's documented side effect is that the training dataloader is made.
+        assert self.trainer.estimated_stepping_batches
+        loader = self.trainer.train_dataloader
+        assert loader is not None
+        with isolate_rng():  # an iterator draws a seed; the order of samples must not depend on it
+            batch = next(iter(loader))
+        return as_batch(self.trainer.strategy.batch_to_device(batch, torch.device("cpu")))
 
     def evaluate(self, batch: Batch) -> dict[str, Any]:
         """Predictions for a batch of validation or test data.
