@@ -69,6 +69,7 @@ class DistillationModule(BaseModule):
         self.labels = labels
         self.cache = cache if cache is not None else TeacherCache(root=None)
         self.cached: dict[str, CachedOutputs] = {}  # by split
+        self._uncached: set[str] = set()  # splits for which the cache has no room
         self._cached_of: Any = None  # the datamodule that they are of
         self._unbuilt: dict[str, Tensor] = {}  # weights of terms that are not built yet
         waits = labels is None and any(t.needs_labels for t in self.objective.terms.values())
@@ -194,16 +195,17 @@ class DistillationModule(BaseModule):
     def _fill_cache(self, *splits: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not self._cached_of:  # the same index is another sample there
-            self.cached, self._cached_of = {}, datamodule
+            self.cached, self._uncached, self._cached_of = {}, set(), datamodule
         prepared = getattr(datamodule, "prepared", None)
         if prepared is None or self.teacher is None:
             return
         for split in splits:
             is_needed = split != "train" or self.objective.needs_teacher
-            if is_needed and split not in self.cached:
+            if is_needed and split not in self.cached and split not in self._uncached:
                 device, paths = self.trainer.strategy.root_device, self._paths(split)
                 found = self.cache.outputs(self.teacher, prepared(split), device, paths)
                 self.cached |= {split: found} if found else {}
+                self._uncached |= set() if found else {split}  # warns once, not in each epoch
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Layers of terms with a learning rate of their own are groups of their own."""

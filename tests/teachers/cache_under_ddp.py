@@ -1,11 +1,11 @@
-"""Two processes distil from one cache and compare it with the live teacher in every step."""
+"""Distils from one cache on two processes, comparing it with the live teacher in every step."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
-from test_cache import CPU, Comparing, feature_terms, fit, student_of
+from test_cache import Comparing, feature_terms, fit, student_of
 
 from kd_lightning.data.augment import Augment
 from kd_lightning.data.digits import DigitsDataModule
@@ -18,8 +18,7 @@ def main(folder: Path) -> None:
     data.setup()
     torch.manual_seed(0)
     teacher = TeacherCNN(data.spec.input_shape, data.spec.num_classes, width=4).eval()
-    module = student_of(data, teacher, Comparing, feature_terms())
-    module.remember("train", data.prepared("train"), TeacherCache(str(folder)), CPU)
+    module = student_of(data, teacher, Comparing, feature_terms(), cache=TeacherCache(str(folder)))
     trainer = fit(module, data, devices=2, strategy="ddp")
     found = {"worst": module.worst, "compared": module.compared, "steps": trainer.global_step}
     found["world_size"] = trainer.world_size

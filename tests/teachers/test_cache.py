@@ -1,8 +1,9 @@
-"""The teacher cache: the same answers as the live teacher's, computed once, never wrong."""
+"""Tests of the teacher cache: equal to the live teacher, computed once, rebuilt when damaged."""
 
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
 from kd_lightning.nets.taps import tapped
 from kd_lightning.objective import Objective
 from kd_lightning.schedules import LearnedTemperature
-from kd_lightning.teachers.cache import Answers, TeacherCache, ask
+from kd_lightning.tasks import Classification
+from kd_lightning.teachers.cache import CachedOutputs, TeacherCache, run_teacher
 from kd_lightning.transfer.fitnet import FitNet
 from kd_lightning.transfer.pairwise import Pairwise
 from kd_lightning.utils.errors import UserError
@@ -45,7 +47,7 @@ def teacher(data: DigitsDataModule) -> nn.Module:
 
 
 class Comparing(DistillationModule):
-    """Compares, in every step, loss and gradient from the cache with the live teacher's."""
+    """Compares loss and gradients from the cache with those from the live teacher, each step."""
 
     worst, compared = 0.0, 0
 
@@ -53,7 +55,7 @@ class Comparing(DistillationModule):
         params = list(self.student.parameters())
         results = []
         paths = self.objective.student_paths
-        live = ask(self.teacher, batch.inputs, self.objective.teacher_paths)
+        live = run_teacher(self.teacher, batch.inputs, self.objective.teacher_paths)
         for teacher in (self.teacher_outputs(batch, "train"), live):
             student = tapped(self.student, batch.inputs, paths)
             terms = self.objective(student, teacher, batch.target, batch.index, self.progress)
@@ -81,23 +83,24 @@ def fit(module: L.LightningModule, data: DigitsDataModule, **settings) -> L.Trai
     return trainer
 
 
-def student_of(data: DigitsDataModule, teacher: nn.Module, kind=DistillationModule, terms=None):
+def student_of(
+    data: DigitsDataModule, teacher: nn.Module, kind=DistillationModule, terms=None, **settings
+):
     torch.manual_seed(1)
     objective = Objective(temperature=5.0, transfer=terms)
-    return kind(StudentCNN, teacher, objective, data.spec)
+    return kind(StudentCNN, teacher, objective, task=Classification(data.spec), **settings)
 
 
 def feature_terms() -> dict[str, nn.Module]:
-    """Terms on a map of the teacher, and on its embedding."""
+    """Terms that compare a map and an embedding."""
     return {"fitnet": FitNet(), "cc": Pairwise(correlation_congruence, role="embedding")}
 
 
 @pytest.mark.parametrize("terms", [dict, feature_terms])
 def test_cached_equals_live_with_shuffling_and_augmentation(data, teacher, tmp_path, terms) -> None:
-    module = student_of(data, teacher, Comparing, terms())
-    module.remember("train", data.prepared("train"), TeacherCache(str(tmp_path)), CPU)
+    module = student_of(data, teacher, Comparing, terms(), cache=TeacherCache(str(tmp_path)))
     trainer = fit(module, data)
-    tables = module.answers["train"].tables
+    tables = module.cached["train"].tables
     assert tables.keys() == {"logits", *module.objective.teacher_paths}
     assert {len(table) for table in tables.values()} == {2}  # views
     assert module.compared == trainer.global_step > 0
@@ -117,27 +120,26 @@ def test_cached_equals_live_under_ddp(tmp_path: Path) -> None:
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [f["world_size"] for f in found] == [2, 2]
     assert all(f["worst"] < 1e-6 and f["compared"] == f["steps"] > 0 for f in found)
-    assert len(list(tmp_path.glob("*.pt"))) == 3  # each output once, shared by both ranks
+    outputs = sorted(file.name.partition("-")[2] for file in tmp_path.glob("*.pt"))
+    # each once, shared by both ranks: the terms' two layers, and the logits of train and val
+    assert outputs == ["classifier.3.pt", "features.pt", "logits.pt", "logits.pt"]
 
 
-def test_a_warm_cache_never_asks_the_teacher(data, teacher, tmp_path) -> None:
-    cache = TeacherCache(str(tmp_path))
-    for split in ("train", "val"):
-        student_of(data, teacher).remember(split, data.prepared(split), cache, CPU)
+def test_warm_cache_runs_teacher_only_to_size_tables(data, teacher, tmp_path) -> None:
+    first = student_of(data, teacher, cache=TeacherCache(str(tmp_path)))
+    fit(first, data)
     calls = []
-    teacher.register_forward_hook(lambda *_: calls.append(1))
-    module = student_of(data, teacher)
-    for split in ("train", "val"):
-        module.remember(split, data.prepared(split), TeacherCache(str(tmp_path)), CPU)
-    asked_for_size = len(calls)  # one sample each, to know how large an answer is
-    trainer = fit(module, data)
-    assert asked_for_size <= 2
-    assert len(calls) == asked_for_size
+    teacher.register_forward_hook(lambda _, args, output: calls.append(len(args[0])))
+    second = student_of(data, teacher, cache=TeacherCache(str(tmp_path)))
+    trainer = fit(second, data)
+    assert calls == [1, 1]  # one sample a split, for the size of its output
     samples = len(data.splits["train"].target)
     assert trainer.global_step == 3 * -(-samples // 48)
+    weights = first.state_dict(), second.state_dict()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-WAITING = (  # they read a number out of a tensor, or need one to know a shape
+WAITING = (  # these read a number from a tensor, or need one to know a shape
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.masked_select.default,
@@ -146,7 +148,7 @@ WAITING = (  # they read a number out of a tensor, or need one to know a shape
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on anything that has to wait for the device."""
+    """Fails on every operation that waits for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in WAITING, "the step synchronises"
@@ -158,8 +160,7 @@ class NoWaiting(TorchDispatchMode):
 def test_no_step_synchronises(data, teacher, monkeypatch, terms, temperature) -> None:
     torch.manual_seed(1)
     objective = Objective(temperature=temperature, transfer=terms())
-    module = DistillationModule(StudentCNN, teacher, objective, data.spec)
-    module.remember("train", data.prepared("train"), TeacherCache(None), CPU)
+    module = DistillationModule(StudentCNN, teacher, objective, task=Classification(data.spec))
     augment, steps, batches = data.on_after_batch_transfer, [], []
 
     def watched(batch, dataloader_idx):
@@ -191,10 +192,10 @@ def log_of(caplog: pytest.LogCaptureFixture) -> str:
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "foreign", "no checksum"])
-def test_a_damaged_file_is_rebuilt_and_never_used(
+def test_damaged_file_is_computed_again(
     damage: str, data, teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    right = TeacherCache(str(tmp_path)).answers(teacher, data.prepared("val"), CPU)
+    right = TeacherCache(str(tmp_path)).outputs(teacher, data.prepared("val"), CPU)
     assert right is not None
     expected = right.tables["logits"].clone()
     (file,) = tmp_path.glob("*.pt")
@@ -205,95 +206,110 @@ def test_a_damaged_file_is_rebuilt_and_never_used(
         content[len(content) // 2] ^= 0xFF
         file.write_bytes(content)
     elif damage == "foreign":
-        torch.save({"logits": torch.zeros_like(expected), "classes": torch.tensor(10)}, file)
+        torch.save({"logits": torch.zeros_like(expected), ":classes": torch.tensor(10)}, file)
     else:
         file.with_suffix(".json").unlink()
     with caplog.at_level(logging.WARNING):
-        again = TeacherCache(str(tmp_path)).answers(teacher, data.prepared("val"), CPU)
+        again = TeacherCache(str(tmp_path)).outputs(teacher, data.prepared("val"), CPU)
     assert again is not None
     assert torch.equal(again.tables["logits"], expected)
-    assert "computed again" in log_of(caplog)
+    assert f"the cache file {file} is damaged: its outputs are computed again" in log_of(caplog)
 
 
-def test_what_determines_the_answers_has_a_file_of_its_own(data, teacher, tmp_path) -> None:
+def test_whatever_changes_the_outputs_changes_the_file(data, teacher, tmp_path) -> None:
     def files() -> int:
         return len(list(tmp_path.glob("*.pt")))
 
-    def remember(cache: TeacherCache, net: nn.Module, split: str = "val") -> None:
-        assert cache.answers(net, data.prepared(split), CPU) is not None
+    def compute(cache: TeacherCache, net: nn.Module, split: str = "val") -> None:
+        assert cache.outputs(net, data.prepared(split), CPU) is not None
 
-    remember(TeacherCache(str(tmp_path)), teacher)
-    remember(TeacherCache(str(tmp_path)), teacher)
+    compute(TeacherCache(str(tmp_path)), teacher)
+    compute(TeacherCache(str(tmp_path)), teacher)
     assert files() == 1
-    remember(TeacherCache(str(tmp_path), dtype="float16"), teacher)
+    compute(TeacherCache(str(tmp_path), dtype="float16"), teacher)
     assert files() == 2
-    remember(TeacherCache(str(tmp_path)), teacher, split="train")
+    compute(TeacherCache(str(tmp_path)), teacher, split="train")
     assert files() == 3
     with torch.no_grad():
         next(teacher.parameters()).view(-1)[0] += 1e-3
-    remember(TeacherCache(str(tmp_path)), teacher)
+    compute(TeacherCache(str(tmp_path)), teacher)
     assert files() == 4
     data.augment = Augment(shift=1, views=2)
-    remember(TeacherCache(str(tmp_path)), teacher, split="train")
+    compute(TeacherCache(str(tmp_path)), teacher, split="train")
     assert files() == 5
-    remember(TeacherCache(str(tmp_path)), nn.Sequential(teacher, nn.ReLU()).eval())
+    compute(TeacherCache(str(tmp_path)), nn.Sequential(teacher, nn.ReLU()).eval())
     assert files() == 6
 
 
-def test_the_code_of_the_teacher_is_in_the_key(data, teacher, tmp_path, monkeypatch) -> None:
+def test_source_code_of_teacher_is_in_the_key(data, teacher, tmp_path, monkeypatch) -> None:
     cache, split = TeacherCache(str(tmp_path)), data.prepared("val")
-    assert cache.answers(teacher, split, CPU)
+    assert cache.outputs(teacher, split, CPU)
     monkeypatch.setattr(
         "kd_lightning.teachers.cache.sources", lambda modules: dict.fromkeys(modules, "new")
     )
-    assert TeacherCache(str(tmp_path)).answers(teacher, split, CPU)
+    assert TeacherCache(str(tmp_path)).outputs(teacher, split, CPU)
     assert len(list(tmp_path.glob("*-logits.pt"))) == 2
 
 
-def test_labels_do_not_matter(data, teacher, tmp_path) -> None:
+def test_labels_are_not_in_the_key(data, teacher, tmp_path) -> None:
     noisy = DigitsDataModule(label_noise=0.4, train_fraction=0.3, augment=data.augment)
     noisy.setup()
     for module in (data, noisy):
-        TeacherCache(str(tmp_path)).answers(teacher, module.prepared("train"), CPU)
+        TeacherCache(str(tmp_path)).outputs(teacher, module.prepared("train"), CPU)
     assert len(list(tmp_path.glob("*.pt"))) == 1
 
 
-def test_too_large_means_live(data, teacher, caplog: pytest.LogCaptureFixture) -> None:
-    cache = TeacherCache(None, max_bytes=1000)
+@pytest.mark.parametrize("max_bytes", [0, 1000])
+def test_teacher_runs_in_every_step_without_room(
+    data, teacher, max_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = TeacherCache(None, max_bytes=max_bytes)
+    module = student_of(data, teacher, cache=cache)
+    calls = []
+    teacher.register_forward_hook(lambda _, args, output: calls.append(len(args[0])))
     with caplog.at_level(logging.WARNING):
-        assert cache.answers(teacher, data.prepared("val"), CPU) is None
-    assert "cache.max_bytes" in log_of(caplog)
-    module = student_of(data, teacher)
-    module.remember("train", data.prepared("train"), cache, CPU)
-    assert fit(module, data).global_step > 0  # the live teacher
+        trainer = fit(module, data)
+    assert module.cached == {}
+    train, val = (len(data.splits[split].target) for split in ("train", "val"))
+    sized = 2 if max_bytes else 0  # one sample a split; a cache that is off needs no size
+    assert sum(calls) == 3 * (train + val) + sized
+    assert trainer.global_step == 3 * -(-train // 48)
+    assert log_of(caplog).count("more than cache.max_bytes = 1e-06 GB") == sized
 
 
-def test_endless_views_mean_live(data, teacher) -> None:
+def test_endless_views_are_not_cached(data, teacher) -> None:
     data.augment = Augment(shift=2)
-    assert TeacherCache(None).answers(teacher, data.prepared("train"), CPU) is None
+    assert TeacherCache(None).outputs(teacher, data.prepared("train"), CPU) is None
 
 
-def test_half_precision_is_close_and_says_how_close(data, teacher, caplog) -> None:
+def test_half_precision_is_close_and_its_error_is_logged(data, teacher, caplog) -> None:
     inputs = data.prepared("val")
+    with torch.no_grad():  # logits of about ±100, so that the error exceeds that of float32
+        teacher.classifier[4].weight.mul_(500)
     with caplog.at_level(logging.INFO):
-        half = TeacherCache(None, dtype="float16").answers(teacher, inputs, CPU)
-    full = TeacherCache(None).answers(teacher, inputs, CPU)
+        half = TeacherCache(None, dtype="float16").outputs(teacher, inputs, CPU)
+    full = TeacherCache(None).outputs(teacher, inputs, CPU)
     assert half is not None
     assert full is not None
     assert half.tables["logits"].dtype == torch.float16
     index = torch.arange(inputs.size)
     a, b = half.read(index, 0)["logits"], full.read(index, 0)["logits"]
     assert a.dtype == torch.float32
-    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
-    assert "KL" in log_of(caplog)
+    torch.testing.assert_close(a, b, rtol=2**-11, atol=1e-6)  # float16 has 11 bits
+    assert not torch.equal(a, b)
+    p, q = (z.double().log_softmax(1) for z in (b, a))
+    kl = (p.exp() * (p - q)).sum(1).max().item()
+    logged = re.search(r"differ from exact ones by at most KL = (\S+) nats", log_of(caplog))
+    assert logged is not None
+    assert float(logged[1]) == pytest.approx(kl, rel=0.1, abs=1e-7)
 
 
-def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(data, teacher) -> None:
+def test_top_k_keeps_the_largest_and_the_total_of_the_rest(data, teacher) -> None:
     inputs = data.prepared("val")
     index = torch.arange(inputs.size)
-    stored, full = (TeacherCache(None, top_k=k).answers(teacher, inputs, CPU) for k in (3, None))
-    assert isinstance(stored, Answers)
-    assert isinstance(full, Answers)
+    stored, full = (TeacherCache(None, top_k=k).outputs(teacher, inputs, CPU) for k in (3, None))
+    assert isinstance(stored, CachedOutputs)
+    assert isinstance(full, CachedOutputs)
     p, q = (F.softmax(a.read(index, 0)["logits"].double(), 1) for a in (full, stored))
     largest, where = p.topk(3)
     torch.testing.assert_close(q.gather(1, where), largest, rtol=1e-5, atol=1e-6)
@@ -303,20 +319,20 @@ def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(data, teacher) -> None
 
 
 @pytest.mark.parametrize("setting", [{"dtype": "int8"}, {"top_k": 0}])
-def test_bad_settings_are_refused(setting) -> None:
+def test_invalid_setting_is_refused(setting) -> None:
     with pytest.raises(UserError, match=r"cache\."):
         TeacherCache(None, **setting)
 
 
 class Cutout(Augment):
-    """An augmentation of somebody else's."""
+    """An augmentation that a user might write."""
 
     def __init__(self, size: int) -> None:
         super().__init__(shift=2, views=2)
         self.size = size
 
 
-def test_no_two_augmentations_share_answers(data) -> None:
+def test_augmentations_have_different_fingerprints(data) -> None:
     found = set()
     for augment in (Augment(shift=2, views=2), Cutout(4), Cutout(9)):
         data.augment = augment
@@ -325,61 +341,68 @@ def test_no_two_augmentations_share_answers(data) -> None:
 
 
 @pytest.mark.parametrize("name", ["top", "other", "classes"])
-def test_a_layer_may_have_any_name(data, name: str) -> None:
+def test_layer_may_have_any_name(data, name: str) -> None:
     net = nn.Sequential()
     net.add_module("flat", nn.Flatten())
     net.add_module(name, nn.Linear(784, 10))
     cache = TeacherCache(None, top_k=3)
-    answers = cache.answers(net.eval(), data.prepared("val"), CPU, [name])
-    assert answers is not None
+    outputs = cache.outputs(net.eval(), data.prepared("val"), CPU, [name])
+    assert outputs is not None
     _, index, inputs = next(iter(data.prepared("val").batches(CPU)))
-    found = answers.read(index, 0)
+    found = outputs.read(index, 0)
     torch.testing.assert_close(found[name], net(inputs).detach(), rtol=0, atol=0)
     assert found["logits"].shape == (len(index), 10)
 
 
-def test_the_next_job_of_a_process_asks_nobody(data, teacher) -> None:
+def test_next_job_of_a_process_reuses_tables_in_memory(data, teacher) -> None:
     cache = TeacherCache(None)
     calls = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
     for _ in range(2):
-        asked = len(calls)
-        assert cache.answers(teacher, data.prepared("val"), CPU) is not None
-    assert len(calls) == asked + 1  # one sample, to know how large an answer is
+        before = len(calls)
+        assert cache.outputs(teacher, data.prepared("val"), CPU) is not None
+    assert len(calls) == before + 1  # one sample, for the size of its output
 
 
-def test_what_is_held_in_memory_stays_within_its_budget(data, teacher) -> None:
+def test_tables_in_memory_stay_within_max_bytes(data, teacher) -> None:
     once = TeacherCache(None)
-    once.answers(teacher, data.prepared("train"), CPU)
+    once.outputs(teacher, data.prepared("train"), CPU)
     (tables,) = once.held.values()
     cache = TeacherCache(None, max_bytes=1.5 * sum(table.nbytes for table in tables.values()))
     for seed in range(3):
         data.augment = Augment(shift=2, views=2, seed=seed)
-        assert cache.answers(teacher, data.prepared("train"), CPU) is not None
+        assert cache.outputs(teacher, data.prepared("train"), CPU) is not None
     assert len(cache.held) == 1
 
 
-def test_a_folder_that_cannot_be_used_is_said_and_does_no_harm(
+def test_unusable_folder_is_reported_and_outputs_stay_in_memory(
     data, teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        answers = TeacherCache(str(tmp_path / "file" / "cache")).answers(
+        outputs = TeacherCache(str(tmp_path / "file" / "cache")).outputs(
             teacher, data.prepared("val"), CPU
         )
-    assert answers is not None
-    assert "stay in memory" in log_of(caplog)
+    assert outputs is not None
+    assert torch.equal(outputs.tables["logits"], live(data, teacher))
+    assert re.search(r"teacher outputs stay in memory: .*\(see cache\.root=\)", log_of(caplog))
 
 
-def test_half_precision_of_layers_is_stated_or_refused(data, teacher, caplog) -> None:
+def live(data: DigitsDataModule, teacher: nn.Module) -> torch.Tensor:
+    """The teacher's logits for the validation data, 1×N×C."""
+    with torch.no_grad():
+        return torch.cat([teacher(x) for *_, x in data.prepared("val").batches(CPU)])[None]
+
+
+def test_half_precision_of_layers_is_logged_or_refused(data, teacher, caplog) -> None:
     cache = TeacherCache(None, dtype="float16")
     with caplog.at_level(logging.INFO):
-        cache.answers(teacher, data.prepared("val"), CPU, ["features"])
-    assert "as stored, features is off by at most" in log_of(caplog)
+        cache.outputs(teacher, data.prepared("val"), CPU, ["features"])
+    assert "stored features differs by at most" in log_of(caplog)
     with torch.no_grad():
         teacher.features[0].weight.mul_(1e6)
     with pytest.raises(UserError, match=r"reach .* use cache\.dtype=float32"):
-        cache.answers(teacher, data.prepared("val"), CPU, ["features"])
+        cache.outputs(teacher, data.prepared("val"), CPU, ["features"])
 
 
 SLOW_TEACHER = """
@@ -405,16 +428,17 @@ net = Slow(784, 10).eval()
 while len(list(folder.glob("ready-*"))) < 2:
     time.sleep(0.01)
 cache = TeacherCache(str(folder / "cache"))
-print(cache.answers(net, data.prepared("train"), torch.device("cpu")).tables["logits"].sum().item())
+print(cache.outputs(net, data.prepared("train"), torch.device("cpu")).tables["logits"].sum().item())
 """
 
 
 @pytest.mark.slow
-def test_of_processes_that_ask_at_once_one_computes(tmp_path: Path) -> None:
+def test_one_of_concurrent_processes_computes(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SLOW_TEACHER, str(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*command, name], **pipes) for name in "ab"]
     ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     assert [code for *_, code in ended] == [0, 0], ended
     assert len({printed for printed, *_ in ended}) == 1
-    assert sum(said.count("asking the teacher about") for _, said, _ in ended) == 1
+    logs = [stderr for _, stderr, _ in ended]
+    assert sum(log.count("computing teacher outputs for 1293 samples") for log in logs) == 1

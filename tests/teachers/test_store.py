@@ -1,4 +1,4 @@
-"""Tests of the store of teachers: trained once, also when processes ask at once or die."""
+"""Tests of the teacher store: one training, also for concurrent processes and after a kill."""
 
 import json
 import subprocess
@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from kd_lightning.teachers.store import TeacherStore, teacher_key
+from kd_lightning.utils.errors import UserError
 
-# Asks for the teacher "net" of a store once there is a file "go". Its training notes that it
-# began, then waits for a file: "finish" ends it well, "die" kills the process.
-ASK = """
+# Looks up the teacher "net" in a store once there is a file "go". Its training records that it
+# started, then waits for a file: "finish" completes it, "die" kills the process.
+LOOK_UP = """
 import logging, os, sys, time
 from pathlib import Path
 from kd_lightning.teachers.store import TeacherStore
@@ -29,14 +30,15 @@ def is_there(name):
     return (store / name).exists()
 
 def train(home):
-    print("left over:", sorted(p.name for p in home.glob("*")))
-    home.mkdir(exist_ok=True)
+    print("left over:", sorted(p.name for p in home.glob("*") if p.is_file()))
+    (home / "checkpoints").mkdir(parents=True, exist_ok=True)
     with (home / "trained").open("a") as file:
         file.write("once\\n")
     while not is_there("finish"):
         if is_there("die"):
             (store / "die").unlink()
             os._exit(9)
+    (home / "checkpoints" / "best.ckpt").touch()
     (home / "metrics.json").write_text("{}")
 
 print("ready")
@@ -47,10 +49,10 @@ print("found", TeacherStore(store).find_or_train("net", train))
 
 
 @contextmanager
-def asking(store: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own that asks the store for its teacher; what it says goes to a log."""
+def process_on(store: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that looks up a teacher in the store and appends its output to a log."""
     with (store / "log").open("a") as log:
-        command = [sys.executable, "-u", "-c", ASK, str(store)]
+        command = [sys.executable, "-u", "-c", LOOK_UP, str(store)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield process
@@ -60,10 +62,10 @@ def asking(store: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for(words: str, store: Path, times: int = 1) -> None:
-    """Wait until the processes have said something so many times."""
+    """Wait until the log contains some words so many times."""
     limit = time.monotonic() + 30
-    while (said := (store / "log").read_text()).count(words) < times:
-        assert time.monotonic() < limit, said
+    while (log := (store / "log").read_text()).count(words) < times:
+        assert time.monotonic() < limit, log
         time.sleep(0.001)
 
 
@@ -75,12 +77,14 @@ def run_dir(tmp_path: Path) -> Path:
     (run / ".hydra" / "config.yaml").write_text("seed: 0\n")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    (run / "run.json").write_text('{"role": "teacher"}')
     (run / "metrics.json").write_text('{"test/accuracy": 0.9}')
     return run
 
 
 def finish(home: Path) -> None:
-    home.mkdir(parents=True)
+    (home / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (home / "checkpoints" / "best.ckpt").touch()
     (home / "metrics.json").write_text("{}")
 
 
@@ -88,7 +92,7 @@ def refuse(home: Path) -> None:
     raise AssertionError("a teacher was trained")
 
 
-def test_a_teacher_is_trained_once(tmp_path: Path) -> None:
+def test_teacher_is_trained_once(tmp_path: Path) -> None:
     store = TeacherStore(tmp_path / "deep" / "store")
     home = store.find_or_train("net", finish)
     assert home == tmp_path / "deep" / "store" / "net"
@@ -97,39 +101,55 @@ def test_a_teacher_is_trained_once(tmp_path: Path) -> None:
     assert store.find_or_train("other", finish) != home
 
 
-def test_a_training_that_fails_is_begun_again(tmp_path: Path) -> None:
+def test_failed_training_is_repeated(tmp_path: Path) -> None:
     def fail(home: Path) -> None:
         home.mkdir()
         raise ValueError("no")
 
-    def go_on(home: Path) -> None:
+    def resume(home: Path) -> None:
         assert home.is_dir()
-        (home / "metrics.json").write_text("{}")
+        finish(home)
 
     store = TeacherStore(tmp_path)
     with pytest.raises(ValueError, match="no"):
         store.find_or_train("net", fail)
-    store.find_or_train("net", go_on)
+    store.find_or_train("net", resume)
     store.find_or_train("net", refuse)
 
 
-def test_of_processes_that_ask_at_once_one_trains(tmp_path: Path) -> None:
-    with asking(tmp_path) as first, asking(tmp_path) as second:
+def test_teacher_without_checkpoint_is_refused(tmp_path: Path) -> None:
+    store = TeacherStore(tmp_path)
+    home = store.find_or_train("net", finish)
+    (home / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(UserError, match=f"the teacher in {home} has lost its checkpoint: delete"):
+        store.find_or_train("net", refuse)
+
+
+def test_unusable_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"teacher_store={tmp_path}/file/store cannot be used"):
+        TeacherStore(tmp_path / "file" / "store").find_or_train("net", refuse)
+
+
+@pytest.mark.slow
+def test_one_of_concurrent_processes_trains(tmp_path: Path) -> None:
+    with process_on(tmp_path) as first, process_on(tmp_path) as second:
         wait_for("ready", tmp_path, times=2)
         (tmp_path / "go").touch()
-        wait_for("another process trains the teacher net", tmp_path)
+        wait_for("another process is training the teacher net: waiting", tmp_path)
         (tmp_path / "finish").touch()
         assert (first.wait(timeout=60), second.wait(timeout=60)) == (0, 0)
     assert (tmp_path / "log").read_text().count(f"found {tmp_path / 'net'}") == 2
     assert (tmp_path / "net" / "trained").read_text() == "once\n"
 
 
-def test_when_the_first_dies_the_next_takes_over(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_next_process_takes_over_from_a_killed_one(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
-    with asking(tmp_path) as first:
+    with process_on(tmp_path) as first:
         wait_for("left over: []", tmp_path)
-        with asking(tmp_path) as second:
-            wait_for("another process trains the teacher net", tmp_path)
+        with process_on(tmp_path) as second:
+            wait_for("another process is training the teacher net: waiting", tmp_path)
             (tmp_path / "die").touch()
             assert first.wait(timeout=60) == 9
             (tmp_path / "finish").touch()
@@ -138,16 +158,16 @@ def test_when_the_first_dies_the_next_takes_over(tmp_path: Path) -> None:
     assert (tmp_path / "net" / "trained").read_text() == "once\nonce\n"
 
 
-def test_a_published_run_is_found(tmp_path: Path, run_dir: Path) -> None:
+def test_published_run_is_found(tmp_path: Path, run_dir: Path) -> None:
     store = TeacherStore(tmp_path / "store")
     store.publish("net", run_dir)
     home = store.find_or_train("net", refuse)
     assert home != run_dir
-    for name in (".hydra/config.yaml", "checkpoints/best.ckpt", "metrics.json"):
+    for name in (".hydra/config.yaml", "checkpoints/best.ckpt", "run.json", "metrics.json"):
         assert (home / name).read_bytes() == (run_dir / name).read_bytes()
 
 
-def test_a_published_run_replaces_no_teacher(tmp_path: Path, run_dir: Path) -> None:
+def test_published_run_replaces_no_teacher(tmp_path: Path, run_dir: Path) -> None:
     store = TeacherStore(tmp_path / "store")
     store.publish("net", run_dir)
     (run_dir / "checkpoints" / "best.ckpt").write_bytes(b"other weights")
@@ -155,7 +175,7 @@ def test_a_published_run_replaces_no_teacher(tmp_path: Path, run_dir: Path) -> N
     assert (store.root / "net" / "checkpoints" / "best.ckpt").read_bytes() == b"weights"
 
 
-def test_a_published_run_completes_what_a_dead_training_left(tmp_path: Path, run_dir: Path) -> None:
+def test_published_run_completes_an_interrupted_training(tmp_path: Path, run_dir: Path) -> None:
     home = tmp_path / "store" / "net"
     (home / "checkpoints").mkdir(parents=True)
     (home / "checkpoints" / "best.ckpt").write_bytes(b"half")
@@ -164,16 +184,16 @@ def test_a_published_run_completes_what_a_dead_training_left(tmp_path: Path, run
     assert (home / "metrics.json").is_file()
 
 
-def test_a_teacher_may_publish_itself_while_it_is_trained(tmp_path: Path) -> None:
+def test_teacher_may_publish_itself_during_its_training(tmp_path: Path) -> None:
     def train(home: Path) -> None:
         finish(home)
         store.publish("net", home)  # must not wait for its own lock
 
     store = TeacherStore(tmp_path)
-    store.find_or_train("net", train)
+    assert store.find_or_train("net", train) == tmp_path / "net"
 
 
-def test_a_run_without_checkpoints_is_no_teacher(tmp_path: Path, run_dir: Path) -> None:
+def test_run_without_checkpoints_is_not_published(tmp_path: Path, run_dir: Path) -> None:
     (run_dir / "checkpoints" / "best.ckpt").unlink()
     (run_dir / "checkpoints").rmdir()
     store = TeacherStore(tmp_path / "store")
@@ -188,11 +208,11 @@ RECIPE = {"seed": 0, "trainer": {"max_epochs": 5}, "data": ["abc", 128]}
     "change",
     [{"seed": 1}, {"trainer": {"max_epochs": 6}}, {"data": ["abd", 128]}, {"version": "2"}],
 )
-def test_the_key_follows_every_value(change: dict[str, Any]) -> None:
+def test_key_depends_on_every_value(change: dict[str, Any]) -> None:
     assert teacher_key("Net", {**RECIPE, **change}) != teacher_key("Net", RECIPE)
 
 
-def test_the_key_is_readable_and_does_not_follow_the_order() -> None:
+def test_key_is_readable_and_independent_of_order() -> None:
     key = teacher_key("Net", RECIPE)
     turned = json.loads(json.dumps(dict(reversed(RECIPE.items()))))
     assert key.startswith("Net-")
