@@ -293,9 +293,8 @@ def test_experiment_runs_end_to_end(command: Command, sheets: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert (metrics["parameters"], metrics["teacher_parameters"]) == (83_892, 83_892)
-    taught = yaml.safe_load(
-        (Path(metrics["teacher"]).parents[1] / ".hydra/config.yaml").read_text()
-    )
+    teacher = Path(json.loads((run_dir / "run.json").read_text())["teacher"])
+    taught = yaml.safe_load((teacher / ".hydra/config.yaml").read_text())
     assert taught["optimizer"]["_target_"] == "torch.optim.SGD"
     assert taught["lr_scheduler"]["milestones"] == [150, 180, 210]
     assert (taught["trainer"]["max_epochs"], taught["data"]["augment"]["shift"]) == (1, 4)
