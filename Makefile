@@ -1,12 +1,13 @@
-# make setup   an environment of its own in .venv
-# make demo    the main job on data that needs no network
-# make test    the whole suite          make lint   style and types
+# make setup   a virtual environment in .venv
+# make demo    teacher, baseline and distilled student on data that need no network
+# make test    the whole suite          make test-fast   without trainings, under a minute
+# make lint    style and types
 # make bench   speed, against the loop people write
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format bench tensorboard constraints clean
+.PHONY: setup demo test test-fast lint format bench tensorboard constraints clean
 
 setup: .venv/.ready
 
@@ -21,6 +22,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from kd_lightning.metrics.figures import parse
+
 log = logging.getLogger(__name__)
 
 
@@ -95,10 +97,11 @@ def log_outcome(
         first: names of the settings that come first in TensorBoard's table.
     """
     # Those of single classes would be most of the table's columns: 30 per split on MNIST.
-    names = [n for n in metrics if n.startswith(("val/", "test/")) and "class_" not in n]
+    found = {name: parsed for name in metrics if (parsed := parse(name))}
+    names = [n for n, f in found.items() if f.split and f.figure.kind != "per class"]
     # the same figure of both splits side by side, the teacher's after the student's
     plain = [name.partition("/")[2] for name in names]
-    names.sort(key=lambda n: ("/teacher_" in n, plain.index(n.partition("/")[2])))
+    names.sort(key=lambda n: (found[n].of_teacher, plain.index(n.partition("/")[2])))
     # under val/ they would add a point to the curves over epochs, at the last step
     figures = {name.replace("val/", "val_best/"): metrics[name] for name in names}
     flat = {k: v if isinstance(v, int | float) else str(v) for k, v in choices.items()}
