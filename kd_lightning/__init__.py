@@ -30,8 +30,15 @@ PUBLIC = {  # where each public name lives
 MODULES = ("losses", "schedules", "transfer")
 
 __all__ = [
-    *("DistillationModule", "MutualModule", "Objective", "TeacherCache", "TeacherModule"),
-    *("load_run", "losses", "schedules", "transfer"),
+    "DistillationModule",
+    "MutualModule",
+    "Objective",
+    "TeacherCache",
+    "TeacherModule",
+    "load_run",
+    "losses",
+    "schedules",
+    "transfer",
 ]
 
 

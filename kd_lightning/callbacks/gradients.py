@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from kd_lightning.callbacks.board import has_board
+from kd_lightning.callbacks.dashboard import has_board
 from kd_lightning.data.types import Batch, as_batch
 from kd_lightning.modules import DistillationModule
 

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from kd_lightning.callbacks.board import boards
+from kd_lightning.callbacks.dashboard import boards
 from kd_lightning.callbacks.drawing import Array, Tile, answers, confusion
 from kd_lightning.data.types import Batch, as_batch
 from kd_lightning.metrics.diagnostics import MOST_TABULATED

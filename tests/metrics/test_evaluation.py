@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.metrics.evaluation import Evaluation
-from kd_lightning.modules.step_terms import StepTerms
+from kd_lightning.modules.base import StepTerms
 
 # Six samples of three classes. The student is right on 0 and 4, the teacher on 0, 1, 3 and 4; they
 # agree on 0 and 4 and, wrongly, on 5.

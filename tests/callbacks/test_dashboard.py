@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from kd_lightning.callbacks.layout import OF_ALL, OF_STUDENTS, ScalarLayout
+from kd_lightning.callbacks.dashboard import OF_ALL, OF_STUDENTS, ScalarLayout
 from kd_lightning.modules import DistillationModule, TeacherModule
 
 TAG = "custom_scalars__config__"  # where TensorBoard looks for the layout

@@ -1,8 +1,9 @@
-"""The charts of TensorBoard's Custom Scalars tab."""
+"""TensorBoard: the writers of a run, and the charts of its Custom Scalars tab."""
 
 import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 
-from kd_lightning.callbacks.board import boards
 from kd_lightning.modules import DistillationModule
 
 # Tags, as regular expressions, by category and chart. Fixed instead of built from what a run
@@ -46,3 +47,19 @@ class ScalarLayout(L.Callback):
         }
         for board in boards(trainer):
             board.add_custom_scalars(layout)
+
+
+def has_board(trainer: L.Trainer) -> bool:
+    """Return whether the run logs to TensorBoard; the answer is the same on all ranks."""
+    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+
+
+def boards(trainer: L.Trainer) -> list[SummaryWriter]:
+    """Return the writers of all TensorBoard loggers.
+
+    The list is empty on all processes but the first, and under ``fast_dev_run``.
+    """
+    # Not logger.experiment on every rank: elsewhere it is a dummy that accepts calls silently,
+    # and pictures would be drawn for it.
+    found = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in found] if trainer.is_global_zero else []
