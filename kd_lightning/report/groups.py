@@ -11,7 +11,9 @@ BASELINE, STUDENT, CONTROL = "baseline", "student", "control: "  # roles of runs
 NO_PART = "–"  # the value of a setting that plays no part in a run
 # What a run may have of its own beside its baseline. All else, as the student, its data and its
 # budget, must agree: a difference would be credited to the method.
-OF_THE_METHOD = ("method", "model", "teacher", "teacher_from", "pretrain", "cache", "chain")
+OF_THE_METHOD = (
+    *("method", "model", "teacher", "teacher_from", "teacher_ckpt", "pretrain", "cache", "chain"),
+)
 # Where runs have to be told apart by settings that nobody typed, these come first.
 FIRST = ("student", "method", "teacher_from", "teacher", "model", "chain")
 PLAIN = "ce"  # the option of method= that is a baseline and nothing else

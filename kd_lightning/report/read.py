@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import (
     FACTS,
@@ -19,7 +17,6 @@ from kd_lightning.utils.run_directory import (
 
 Convert = Callable[[Path], dict[str, Any]]
 
-OVERRIDES = ".hydra/overrides.yaml"
 # The facts that a report needs, and their types in JSON.
 TYPES = {
     **{"role": str, "teacher": str, "settings": dict, "overrides": dict, "links": list},
@@ -52,7 +49,7 @@ def _read(path: Path, convert: Convert | None) -> RunDirectory:
     if not any((path / name).is_file() for name in (FACTS, METRICS)):
         return RunDirectory(
             path,
-            Record(path / FACTS, {"overrides": _overrides(path / OVERRIDES)}),
+            Record(path / FACTS, {"overrides": _overrides(path, convert)}),
             Record(path / METRICS, {}),
         )
     run = read_run(path, convert)
@@ -62,16 +59,9 @@ def _read(path: Path, convert: Convert | None) -> RunDirectory:
     return run
 
 
-def _overrides(file: Path) -> dict[str, str]:
-    """What was typed for a job, as Hydra recorded it at the start."""
-    if not file.is_file():
-        return {}
+def _overrides(path: Path, convert: Convert | None) -> dict[str, str]:
+    """What was typed for such a job, as far as its configuration can be read."""
     try:
-        lines = yaml.safe_load(file.read_text(encoding="utf-8")) or []
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(lines, list):
-        raise UserError(f"{file} does not hold a list")
-    pairs = (str(line).lstrip("+~").partition("=") for line in lines)
-    # a group is named by its package, as in run.json: net@student=mlp is about student
-    return {key.rpartition("@")[2]: value for key, _, value in pairs}
+        return convert(path)["overrides"] if convert else {}
+    except UserError:  # the configuration may be what the job failed for
+        return {}

@@ -13,6 +13,7 @@ from made_up import write_run, write_sweep
 
 from kd_lightning.cli.report import main
 from kd_lightning.report.sweep import sweep_table
+from kd_lightning.runs.legacy import facts_of_old_run
 
 CE, KD = {"method": "ce"}, {"method": "kd", "gain": 0.01}
 Report = Callable[..., str]
@@ -249,19 +250,19 @@ def test_a_job_that_failed_before_its_facts_were_recorded_has_a_row(
     report: Report, tmp_path: Path
 ) -> None:
     sweep = write_sweep(tmp_path, [CE, KD], seeds=1)
-    hydra = sweep / "2" / ".hydra"
-    hydra.mkdir(parents=True)
-    (hydra / "config.yaml").write_text("chain: {rounds: 3}")
-    (hydra / "overrides.yaml").write_text(
-        "- method=wrong\n- +net@student=mlp\n- seed=0\n- data=digits\n"
-    )
-    table = sweep_table(sweep)
-    assert table.header[:3] == ["job", "method", "student"]
-    assert table.rows[2][:4] == ["2", "wrong", "mlp", "failed"]
-    assert table.failed == ["2"]
-    assert str(sweep / "2") in report(sweep, tmp_path / "0")  # among those left out
-    (hydra / "overrides.yaml").write_text("7")
-    assert f"error: {hydra / 'overrides.yaml'} " in refused(report, sweep)
+    for job, config in (("2", "seed: 0"), ("3", "chain: {rounds: 3}")):
+        hydra = sweep / job / ".hydra"
+        hydra.mkdir(parents=True)
+        (hydra / "config.yaml").write_text(config)
+        lines = "- method=wrong\n- +net@student=mlp\n- seed=0\n- data=digits\n"
+        (hydra / "overrides.yaml").write_text(lines)
+    for convert, known in ((facts_of_old_run, "wrong"), (None, "")):
+        table = sweep_table(sweep, convert=convert)
+        assert table.failed == ["2", "3"]
+        method = table.header.index("method")
+        assert [row[method] for row in table.rows] == ["ce", "kd", known, ""]
+        assert [row.count("failed") for row in table.rows] == [0, 0, 1, 1]
+    assert str(sweep / "3") in report(sweep, tmp_path / "0")  # among those left out
 
 
 def test_out_that_cannot_be_written(report: Report, tmp_path: Path) -> None:
