@@ -1,4 +1,4 @@
-"""Chains of distillations: generations, assistants, a kill in the middle, two processes."""
+"""Tests of chains: generations, assistants, a kill in the middle, two processes."""
 
 import csv
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Command
+from conftest import Command, read_facts, read_metrics, same_weights
 from hydra import compose, initialize_config_dir
 from killer import Killer
 
@@ -14,9 +14,6 @@ from kd_lightning import load_run
 from kd_lightning.cli.train import CONF
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.runs.build import make
-from kd_lightning.runs.directory import read_metrics
-
-pytestmark = pytest.mark.slow
 
 SMALL = ("data=digits", "data.train_fraction=0.3", "trainer.max_epochs=2", "net@student=mlp")
 GENERATIONS = (*SMALL, "experiment=self_distillation", "chain.generations=3")
@@ -24,7 +21,7 @@ GENERATIONS = (*SMALL, "experiment=self_distillation", "chain.generations=3")
 
 @pytest.fixture(scope="module")
 def chain(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three generations, without interruption."""
+    """A chain of three generations that was not interrupted."""
     run_dir = tmp_path_factory.mktemp("chain") / "whole"
     done = command(*GENERATIONS, f"hydra.run.dir={run_dir}")
     assert done.returncode == 0, done.stderr
@@ -41,30 +38,50 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_run(run_dir).network.state_dict()
 
 
-def test_each_generation_learns_from_the_best_epoch_of_the_one_before(chain: Path) -> None:
+@pytest.mark.slow
+def test_each_generation_learns_from_best_epoch_of_the_one_before(chain: Path) -> None:
     first, second, third = links(chain)
-    assert "teacher" not in read_metrics(first)
+    facts = [read_facts(link) for link in links(chain)]
+    assert [f["role"] for f in facts] == ["teacher", "student", "student"]
+    assert [f["seed"] for f in facts] == [0, 1000, 2000]
+    assert [f["teacher"] for f in facts] == ["", str(first), str(second)]
     for teacher, student in ((first, second), (second, third)):
-        metrics = read_metrics(student)
-        assert metrics["teacher"] == str(teacher / "checkpoints" / "best.ckpt")
-        assert metrics["test/teacher_accuracy"] == read_metrics(teacher)["test/accuracy"]
-    assert len({read_metrics(link)["seed"] for link in links(chain)}) == 3
+        own, figures = read_metrics(teacher), read_facts(student)["teacher_figures"]
+        assert read_metrics(student)["test/teacher_accuracy"] == own["test/accuracy"]
+        assert figures == {name: own[name] for name in figures}
+        assert {"test/accuracy", "val/loss", "parameters", "seconds"} <= figures.keys()
+        assert not [name for name in figures if "class_" in name]
 
 
-def test_the_chain_knows_its_links_and_what_they_are_worth_together(chain: Path) -> None:
+@pytest.mark.slow
+def test_chain_records_its_links(chain: Path) -> None:
+    facts = read_facts(chain)
+    assert facts["links"] == ["generation 0", "generation 1", "generation 2"]
+    assert (facts["role"], facts["seed"]) == ("student", 0)
+    assert facts["teacher"] == str(links(chain)[1])
+    assert facts["settings"]["chain.generations"] == 3
+    assert facts["overrides"]["experiment"] == "self_distillation"
+    assert load_run(chain).facts == facts
+    assert same_weights(weights(chain), weights(links(chain)[-1]))
+
+
+@pytest.mark.slow
+def test_figures_of_a_chain_are_those_of_its_links_and_their_mean(chain: Path) -> None:
     metrics = read_metrics(chain)
     data = DigitsDataModule()
     data.setup()
     test = data.splits["test"]
     members = [load_run(link) for link in links(chain)]
-    shares = torch.stack([run.predict(test.inputs) for run in members]).mean(0)
-    correct = (shares.argmax(1) == test.target).float().mean().item()
-    assert metrics["test/ensemble_accuracy"] == pytest.approx(correct, abs=1e-6)
+    mean = torch.stack([run.predict(test.inputs).double() for run in members]).mean(0)
+    correct = int((mean.argmax(1) == test.target).sum())
+    assert metrics["test/ensemble_accuracy"] == correct / len(test.target)
     for i, run in enumerate(members):
         assert metrics[f"test/accuracy_{i}"] == run.metrics["test/accuracy"]
     assert metrics["test/accuracy"] == members[-1].metrics["test/accuracy"]
+    assert metrics["seconds"] == pytest.approx(sum(run.metrics["seconds"] for run in members))
 
 
+@pytest.mark.slow
 def test_assistants_stand_between_teacher_and_student(command: Command, tmp_path: Path) -> None:
     done = command(
         *(*SMALL, "experiment=teacher_assistant", f"hydra.run.dir={tmp_path}"),
@@ -76,10 +93,13 @@ def test_assistants_stand_between_teacher_and_student(command: Command, tmp_path
     assert [type(run.network).__name__ for run in runs] == ["TeacherCNN", "TeacherCNN", "MLP"]
     sizes = [run.metrics["parameters"] for run in runs]
     assert [run.metrics["teacher_parameters"] for run in runs] == [1_199_882, *sizes[:2]]
-    assert runs[0].metrics["teacher"] not in map(str, links(tmp_path))
+    assert Path(runs[0].facts["teacher"]).name.startswith("TeacherCNN-")  # from the store
+    assert [run.facts["teacher"] for run in runs[1:]] == list(map(str, links(tmp_path)[:2]))
+    assert read_facts(tmp_path)["links"] == ["first", "second", "student"]
 
 
-def test_a_killed_chain_goes_on_in_its_link(
+@pytest.mark.slow
+def test_killed_chain_resumes_in_its_link(
     chain: Path, command: Command, environment: dict[str, str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "killed"
@@ -89,16 +109,16 @@ def test_a_killed_chain_goes_on_in_its_link(
     finished = run_dir / "links" / "0" / "metrics.json"
     left = finished.stat().st_mtime_ns
     assert not (run_dir / "metrics.json").exists()
+    assert read_facts(run_dir)["links"] == ["generation 0", "generation 1", "generation 2"]
     done = command(f"resume={run_dir}")
     assert done.returncode == 0, done.stderr
     assert finished.stat().st_mtime_ns == left
     for ours, whole in zip(links(run_dir), links(chain), strict=True):
-        torch.testing.assert_close(weights(ours), weights(whole), rtol=0, atol=0)
+        assert same_weights(weights(ours), weights(whole))
 
 
-def test_a_chain_on_two_processes_trains_each_link_on_both(
-    command: Command, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_each_link_trains_on_both_of_two_processes(command: Command, tmp_path: Path) -> None:
     done = command(*GENERATIONS, "trainer.devices=2", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     for link in links(tmp_path):
@@ -107,16 +127,20 @@ def test_a_chain_on_two_processes_trains_each_link_on_both(
         assert steps == 2 * 13  # of 25 batches of 16, each process has half
         config = yaml.safe_load((link / ".hydra" / "config.yaml").read_text())
         assert config["chain"] is None
+        assert read_facts(link)["processes"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "typed",
     [
         *("chain.generations=1", "chain.generations=2.5", "~chain.generations", "model=mutual"),
-        "method.temperature=-1",  # only later links would use it
+        "method.temperature=-1",  # only later links use it
     ],
 )
-def test_a_chain_of_nothing_is_refused(command: Command, tmp_path: Path, typed: str) -> None:
+def test_invalid_chain_is_refused_before_training(
+    command: Command, tmp_path: Path, typed: str
+) -> None:
     done = command(
         *(*SMALL, "experiment=self_distillation", typed, f"hydra.run.dir={tmp_path}"),
     )
@@ -126,7 +150,7 @@ def test_a_chain_of_nothing_is_refused(command: Command, tmp_path: Path, typed: 
     assert not (tmp_path / "links").exists()  # before anything was trained
 
 
-def test_another_assistant_comes_with_settings_of_its_own() -> None:
+def test_other_assistant_has_settings_of_its_own() -> None:
     chosen = ["experiment=teacher_assistant", "net@chain.assistants.first=resnet20"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         first, second = compose("train", [*chosen, "run_dir=x"]).chain.assistants.values()
@@ -135,7 +159,8 @@ def test_another_assistant_comes_with_settings_of_its_own() -> None:
     assert second.width == 8
 
 
-def test_a_chain_begun_anew_in_an_old_directory_forgets_the_old_links(
+@pytest.mark.slow
+def test_chain_started_in_an_old_directory_forgets_its_links(
     command: Command, environment: dict[str, str], tmp_path: Path
 ) -> None:
     old = (*SMALL, "experiment=self_distillation", "chain.generations=2", "data.train_fraction=0.1")
@@ -146,5 +171,4 @@ def test_a_chain_begun_anew_in_an_old_directory_forgets_the_old_links(
     done = command(f"resume={tmp_path}")
     assert done.returncode == 0, done.stderr
     for i, link in enumerate(links(tmp_path)):
-        metrics = read_metrics(link)
-        assert (metrics["seed"], metrics["epochs"]) == (1000 * i, 2)
+        assert (read_facts(link)["seed"], read_metrics(link)["epochs"]) == (1000 * i, 2)

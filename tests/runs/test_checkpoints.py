@@ -29,14 +29,14 @@ class RunsCode:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint of a student, as a run leaves it."""
+    """A checkpoint of a student as a run writes it."""
     state = {f"student.{k}": v for k, v in MLP(SHAPE, 3).state_dict().items()}
     path = tmp_path / "checkpoints" / "best.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": state, "network": "student"}, path)
     return path
 
 
-def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_checkpoint_is_read_as_it_was_saved(tmp_path: Path) -> None:
     saved = {"w": torch.randn(3, 2), "epoch": 4, "spec": {"std": [0.5]}}
     path = tmp_path / "deep" / "in" / "x.ckpt"
     AtomicCheckpointIO().save_checkpoint(saved, path)
@@ -44,7 +44,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["x.ckpt"]
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(checkpoint: Path) -> None:
+def test_failed_save_leaves_only_the_old_file(checkpoint: Path) -> None:
     before = checkpoint.read_bytes()
     broken = {"weights": torch.zeros(100_000), "not for pickling": lambda: 0}
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
@@ -71,12 +71,12 @@ def test_reading_runs_no_code(form: str, tmp_path: Path) -> None:
     assert not proof.exists()
     with suppress(RuntimeError, pickle.UnpicklingError):
         torch.load(path, weights_only=False)
-    assert proof.exists(), "the trap does not work"
+    assert proof.exists(), "unpickling does not run the code"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7, 0.99])
 @pytest.mark.parametrize("as_zip", [True, False])
-def test_a_file_cut_short_is_refused(checkpoint: Path, share: float, as_zip: bool) -> None:
+def test_file_cut_short_is_refused(checkpoint: Path, share: float, as_zip: bool) -> None:
     torch.save(read_checkpoint(checkpoint), checkpoint, _use_new_zipfile_serialization=as_zip)
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: int(share * len(whole))])
@@ -96,7 +96,7 @@ def test_every_cut_of_the_old_format_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world", b"\x89PNG\r\n\x1a\n", bytes(100)])
-def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "foreign.ckpt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"foreign\.ckpt"):
@@ -104,26 +104,26 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [".", "none.ckpt", "file/none.ckpt"])
-def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_missing_file_or_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="there is no checkpoint file"):
         read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), 3.0])
-def test_what_is_no_dictionary_is_refused(tmp_path: Path, content: Any) -> None:
+def test_content_other_than_a_dictionary_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=f"holds a {type(content).__name__}, not a checkpoint"):
         read_checkpoint(tmp_path / "x.ckpt")
 
 
-def test_a_network_gets_the_weights_of_its_checkpoint(checkpoint: Path) -> None:
+def test_network_gets_weights_of_its_checkpoint(checkpoint: Path) -> None:
     saved = read_checkpoint(checkpoint)["state_dict"]
     net = load_network(MLP(SHAPE, 3), checkpoint, option="net@student")
     assert all(torch.equal(v, saved[f"student.{k}"]) for k, v in net.state_dict().items())
 
 
-def test_a_checkpoint_gives_only_the_network_it_names(tmp_path: Path) -> None:
+def test_only_the_named_network_is_loaded(tmp_path: Path) -> None:
     nets = {name: MLP(SHAPE, 3) for name in ("student", "studentB")}
     state = {f"{name}.{k}": v for name, net in nets.items() for k, v in net.state_dict().items()}
     torch.save({"state_dict": state, "network": "student"}, tmp_path / "x.ckpt")
@@ -131,7 +131,7 @@ def test_a_checkpoint_gives_only_the_network_it_names(tmp_path: Path) -> None:
     torch.testing.assert_close(net.state_dict(), nets["student"].state_dict(), rtol=0, atol=0)
 
 
-def test_a_plain_state_dict_is_taken(tmp_path: Path) -> None:
+def test_plain_state_dict_is_loaded(tmp_path: Path) -> None:
     source = MLP(SHAPE, 3)
     torch.save(source.state_dict(), tmp_path / "plain.pt")
     net = load_network(MLP(SHAPE, 3), tmp_path / "plain.pt", option="net@teacher")
@@ -147,7 +147,7 @@ def test_a_plain_state_dict_is_taken(tmp_path: Path) -> None:
         (MLP(SHAPE, 3, hidden=()), r"it has layers\.4\.weight"),
     ],
 )
-def test_another_network_is_told_by_its_difference(
+def test_other_network_is_refused_with_the_difference(
     checkpoint: Path, net: MLP, difference: str
 ) -> None:
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -167,7 +167,7 @@ def test_another_network_is_told_by_its_difference(
         torch.optim.Adam(MLP(SHAPE, 3).parameters()).state_dict(),
     ],
 )
-def test_a_dictionary_of_other_things_is_refused(tmp_path: Path, content: Any) -> None:
+def test_dictionary_without_weights_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"another network than MLP.*net@student="):
         load_network(MLP(SHAPE, 3), tmp_path / "x.ckpt", option="net@student")
