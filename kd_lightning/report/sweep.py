@@ -54,7 +54,8 @@ def sweep_table(folder: Path, has_ended: bool = True, convert: Convert | None = 
     teachers = {
         job.facts["teacher"]: ["teacher", *[""] * len(swept), *_teacher_cells(job, SHOWN)]
         for job in jobs
-        if _has_teacher(job)
+        # an untrained teacher has no name; beside the others it would pass for one of them
+        if job.is_finished and job.facts["teacher"] and _has_teacher(job)
     }
     names = [Column(name, kind="name") for name in ("job", *short_names(swept))]
     failed = [job.path.name for job in jobs if not job.is_finished]
@@ -114,6 +115,7 @@ def _shown(run: RunDirectory, name: str) -> str:
 
 
 def _has_teacher(run: RunDirectory) -> bool:
+    """Whether a teacher was measured, trained or not."""
     return f"test/{TEACHER}accuracy" in run.metrics
 
 

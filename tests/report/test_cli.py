@@ -112,6 +112,14 @@ def test_a_sweep_of_one_seed_prints_its_jobs(report: Report, tmp_path: Path) -> 
     assert first_words[-2:] == [["0", "ce"], ["1", "[red]"]]
 
 
+def test_a_sweep_has_a_row_for_each_trained_teacher(tmp_path: Path) -> None:
+    for number, teacher in enumerate(("a", "a", "b", "")):
+        write_run(tmp_path / str(number), {"method": "kd"}, number, facts={"teacher": teacher})
+    teachers = sweep_table(tmp_path).teachers
+    assert [row[0] for row in teachers] == ["teacher", "teacher"]
+    assert all("1,199,882" in row for row in teachers)
+
+
 def test_one_run_prints_its_table(report: Report, tmp_path: Path) -> None:
     printed = report(write_run(tmp_path / "run", {"method": "kd"}, compression=44.1))
     assert "44.1×" in printed
