@@ -7,8 +7,9 @@ inputs are computed, and the loss is returned, in float32.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from kd_lightning.utils.divergence import kl_divergence
 
 
 def soft_targets(z_s: Tensor, z_t: Tensor, temperature: float | Tensor) -> Tensor:
@@ -211,10 +212,7 @@ def _times_square(loss: Tensor, temperature: float | Tensor) -> Tensor:
 
 def _divergence(z_s: Tensor, z_t: Tensor) -> Tensor:
     """Return KL(p(z_t) ‖ p(z_s)) of each row, B×1."""
-    # Both sides in logarithms: the logarithm of a softmax is −∞ where it underflows.
-    log_p_s, log_p_t = F.log_softmax(z_s, dim=-1), F.log_softmax(z_t, dim=-1)
-    # Not reduction="mean", which divides by B·C and so scales the loss by 1/C.
-    return F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).sum(-1, keepdim=True)
+    return kl_divergence(z_t, z_s)[..., None]
 
 
 def _split(z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

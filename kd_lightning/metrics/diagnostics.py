@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.metrics.sums import Sums
+from kd_lightning.utils.divergence import kl_divergence
 
 BINS = 15  # of confidence, of equal width
 TEMPERATURES = (1.0, 2.0, 5.0, 20.0)  # at which a teacher's mean probabilities are kept
@@ -43,6 +44,7 @@ class Quality(Sums):
     Args:
         num_classes: C.
         temperatures: T of them, for ``class_probabilities``.
+        with_tables: whether to keep the tables whose size grows with C².
     """
 
     confidences: Tensor
@@ -51,13 +53,18 @@ class Quality(Sums):
     confusion: Tensor
     soft: Tensor
 
-    def __init__(self, num_classes: int, temperatures: Sequence[float] = (1.0,)) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        temperatures: Sequence[float] = (1.0,),
+        with_tables: bool = True,
+    ) -> None:
         shapes: dict[str, tuple[int, ...]] = {
             "confidences": (BINS, 3),
             "losses": (1, 2),
             "correct": (num_classes, 2),
         }
-        self.has_tables = num_classes <= MOST_TABULATED
+        self.has_tables = with_tables and num_classes <= MOST_TABULATED
         if self.has_tables:
             shapes["confusion"] = (num_classes, num_classes)
             shapes["soft"] = (num_classes, len(temperatures), num_classes)
@@ -151,8 +158,7 @@ class Fidelity(Sums):
 
 def divergence(z_t: Tensor, z_s: Tensor, temperature: float | Tensor) -> Tensor:
     """KL(p_t ‖ p_s) of each row, B, from logits, B×C, at one temperature."""
-    log_p, log_q = ((z.float() / temperature).log_softmax(1) for z in (z_t, z_s))
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+    return kl_divergence(z_t.float() / temperature, z_s.float() / temperature)
 
 
 class Diagnostics(nn.Module):
@@ -164,12 +170,13 @@ class Diagnostics(nn.Module):
     Args:
         num_classes: C.
         with_teacher: whether a teacher's logits will be given.
+        with_tables: whether tables are wanted, and not figures alone.
     """
 
-    def __init__(self, num_classes: int, with_teacher: bool) -> None:
+    def __init__(self, num_classes: int, with_teacher: bool, with_tables: bool = True) -> None:
         super().__init__()
-        self.own = Quality(num_classes)
-        self.teacher = Quality(num_classes, TEMPERATURES) if with_teacher else None
+        self.own = Quality(num_classes, with_tables=with_tables)
+        self.teacher = Quality(num_classes, TEMPERATURES, with_tables) if with_teacher else None
         self.fidelity = Fidelity(num_classes) if with_teacher else None
 
     def update(

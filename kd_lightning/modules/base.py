@@ -53,7 +53,7 @@ class BaseModule(L.LightningModule):
         self.make_optimizer = optimizer or torch.optim.Adam
         self.make_lr_scheduler = lr_scheduler
         self.evaluation: Evaluation | None = None  # made for the classes of the first batch
-        self.diagnostics: Diagnostics | None = None
+        self.diagnostics: Diagnostics | None = None  # made for one thorough evaluation
         self.tables: dict[str, Tensor] = {}  # for plots, of the last thorough validation
         self.step_terms = StepTerms()
         self.progress = 0.0  # epochs trained so far; 2.5 is the middle of the third
@@ -194,27 +194,28 @@ class BaseModule(L.LightningModule):
 
     def measure(self, outputs: dict[str, Any], split: str) -> None:
         """Add what :meth:`evaluate` returns to what is measured of a split."""
-        self._make_metrics(outputs["logits"])
-        assert self.evaluation is not None
-        assert self.diagnostics is not None
+        evaluation = self._make_metrics(outputs["logits"], split)
         teacher = outputs.get("teacher")
-        self.evaluation.update(
-            outputs["logits"], outputs["target"], teacher(1.0) if teacher else None
-        )
-        if self.is_thorough:
+        evaluation.update(outputs["logits"], outputs["target"], teacher(1.0) if teacher else None)
+        if self.diagnostics is not None:
             self.diagnostics.update(
                 outputs["logits"], outputs["target"], teacher, outputs.get("temperature", 1.0)
             )
 
-    def _make_metrics(self, logits: Tensor) -> None:
-        # Late, because without a specification the first logits tell the number of classes.
-        if self.evaluation is None:
-            classes = logits.shape[-1]
-            # trainer.validate() runs in inference mode, whose tensors cannot be updated in the
-            # validation of a later fit(), which runs without it.
-            with torch.inference_mode(False):
-                self.evaluation = self.task.evaluation(classes, self.with_teacher).to(self.device)
-                self.diagnostics = self.task.diagnostics(classes, self.with_teacher).to(self.device)
+    def _make_metrics(self, logits: Tensor, split: str) -> Evaluation:
+        """Make what measures, late: without a specification the first logits tell the classes."""
+        classes = logits.shape[-1]
+        # trainer.validate() runs in inference mode, whose tensors cannot be updated in the
+        # validation of a later fit(), which runs without it.
+        with torch.inference_mode(False):
+            if self.evaluation is None:
+                made = self.task.evaluation(classes, self.with_teacher)
+                self.evaluation = made.to(self.device)
+            if self.is_thorough and self.diagnostics is None:
+                # Plots are about validation; nobody reads tables of the test data.
+                made = self.task.diagnostics(classes, self.with_teacher, split == "val")
+                self.diagnostics = made.to(self.device)
+        return self.evaluation
 
     def on_validation_epoch_end(self) -> None:
         values = self.log_evaluation("val")
@@ -226,11 +227,12 @@ class BaseModule(L.LightningModule):
 
     def log_evaluation(self, split: str) -> dict[str, Tensor]:
         """Log the figures of a split that has just been evaluated, and return them."""
-        if self.evaluation is None or self.diagnostics is None:
+        if self.evaluation is None:
             return {}  # no batch came
         values = self.evaluation.result()
-        if self.is_thorough:
+        if self.diagnostics is not None:
             further, tables = self.diagnostics.result()
+            self.diagnostics = None  # the next evaluation may be of another kind
             values |= {k: v for k, v in further.items() if k not in values}
             self.tables = tables if split == "val" else self.tables
         for name, value in values.items():

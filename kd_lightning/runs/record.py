@@ -46,7 +46,11 @@ INCIDENTAL = frozenset(
 TRAINING = ("optimizer", "lr_scheduler", "trainer", "callbacks", "data", "augment", "task")
 OF_A_TEACHER = ("teacher", *TRAINING)
 OF_A_BASELINE = ("student", "method", "model", *TRAINING)
-OF_A_STUDENT = (*OF_A_BASELINE, "teacher", "teacher_from", "pretrain", "cache", "chain")
+
+OF_A_STUDENT = (
+    *OF_A_BASELINE,
+    *("teacher", "teacher_from", "teacher_ckpt", "pretrain", "cache", "chain"),
+)
 
 # Without a teacher these change nothing. The weight α is kept: α = 0 is a point of its curve.
 MOOT_WITHOUT_TEACHER = ("method.temperature", "method.response", "method.ensemble")

@@ -81,9 +81,9 @@ class Task:
         """What is measured after every epoch."""
         return Evaluation(num_classes, with_teacher)
 
-    def diagnostics(self, num_classes: int, with_teacher: bool) -> Diagnostics:
-        """What is measured once, of the best epoch."""
-        return Diagnostics(num_classes, with_teacher)
+    def diagnostics(self, num_classes: int, with_teacher: bool, with_tables: bool) -> Diagnostics:
+        """What is measured once, of the best epoch; tables for plots only where they are wanted."""
+        return Diagnostics(num_classes, with_teacher, with_tables)
 
     def plain(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain values only."""

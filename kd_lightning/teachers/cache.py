@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
 from kd_lightning.data.types import Prepared
 from kd_lightning.nets.taps import Outputs, tapped
+from kd_lightning.utils.divergence import kl_divergence
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import crc32, write_atomically, write_text
 from kd_lightning.utils.hashing import sources
@@ -233,8 +233,7 @@ def _largest_error(name: str, exact: Tensor, stored: Tensor) -> float:
         )
     if name != "logits":
         return ((exact - stored).abs().max() / exact.abs().max()).item()
-    log_p, log_q = F.log_softmax(exact, -1), F.log_softmax(stored, -1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).max().item()
+    return kl_divergence(exact, stored).max().item()
 
 
 def _report_error(name: str, error: float) -> None:
