@@ -20,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from kd_lightning.cli.console import print_table
 from kd_lightning.report.sweep import sweep_table
+from kd_lightning.runs.legacy import facts_of_old_run
 from kd_lightning.runs.processes import config_dirs, typed_dirs
 from kd_lightning.utils.errors import UserError
 
@@ -145,7 +146,7 @@ class Launch(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table of the sweep; exit with 1 if a job failed."""
         folder = Path(config.hydra.sweep.dir)
-        table = sweep_table(folder)
+        table = sweep_table(folder, convert=facts_of_old_run)
         print_table(table)
         table.write(folder)
         if table.failed:

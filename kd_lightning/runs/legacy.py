@@ -4,6 +4,7 @@ Version 0.1 recorded the configuration alone; what a run was had to be read off 
 This is the only place that still does so.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kd_lightning.runs.record import facts, parse_overrides
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import METRICS, finite, read_json
 
+OLD_NAME = re.compile(r"(?<!lr_)\bscheduler\b")  # of lr_scheduler
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
 
@@ -30,13 +32,13 @@ def facts_of_old_run(path: Path) -> dict[str, Any]:
     choices = _read(path / ".hydra" / "hydra.yaml")
     for name in ("hydra", "runtime", "choices"):
         choices = _mapping(choices).get(name)
-    renamed = {k.replace("scheduler", "lr_scheduler"): v for k, v in _mapping(choices).items()}
+    renamed = {OLD_NAME.sub("lr_scheduler", k): v for k, v in _mapping(choices).items()}
     metrics = read_json(path / METRICS) if (path / METRICS).is_file() else {}
     typed = parse_overrides(list(map(str, overrides)))
     record = facts(
         config,
         {k: v if v is None else str(v) for k, v in renamed.items()},
-        {k.replace("scheduler.", "lr_scheduler."): v for k, v in typed.items()},
+        {OLD_NAME.sub("lr_scheduler", k): v for k, v in typed.items()},
         role=_role(config),
         task="classification",
         teacher=str(metrics.get("teacher") or ""),

@@ -84,7 +84,12 @@ def settings_of(
         if role == "teacher" and section == "teacher":  # of a chain it may be the student's
             value = (config.get("model") or {}).get("net", value)
         flat |= dict(_leaves(value, section))
+    # What lies in the run directory, such as a callback's folder, is no two runs' alike.
+    home = str(config.get("run_dir") or "")
+    flat = {k: v for k, v in flat.items() if not (home and home in str(v))}
+    # Callbacks count one by one, as those that only watch do not: see runs/teacher.py.
     options = {k: v for k, v in named.items() if k.partition(".")[0] in sections}
+    options.pop("callbacks", None)
     found = {**flat, **{k: v for k, v in options.items() if not k.startswith(REPEATED)}}
     if role in TAUGHT_BY_NOBODY:
         found = {k: v for k, v in found.items() if not k.startswith(MOOT_WITHOUT_TEACHER)}

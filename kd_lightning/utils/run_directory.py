@@ -147,9 +147,12 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def finite(value: Any) -> float | None:
     """A number as a float; None for anything else, and for what is not finite."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits is valid JSON
+        return None
 
 
 def _number(job: Path) -> tuple[int, str]:
