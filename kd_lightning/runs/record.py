@@ -18,6 +18,7 @@ versions      of this package, torch and lightning
 """
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -86,7 +87,8 @@ def settings_of(
         flat |= dict(_leaves(value, section))
     # What lies in the run directory, such as a callback's folder, is no two runs' alike.
     home = str(config.get("run_dir") or "")
-    flat = {k: v for k, v in flat.items() if not (home and home in str(v))}
+    within = re.compile(re.escape(home) + r"(?![^/'\"\],])")  # not runs/10 where this is runs/1
+    flat = {k: v for k, v in flat.items() if not (home and within.search(str(v)))}
     # Callbacks count one by one, as those that only watch do not: see runs/teacher.py.
     options = {k: v for k, v in named.items() if k.partition(".")[0] in sections}
     options.pop("callbacks", None)

@@ -28,16 +28,16 @@ SPEC = ImageSpec((1, 28, 28), 10, (0.5,), (0.5,))
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns the facts of a command, without training anything."""
 
-    def record(*typed: str) -> dict[str, Any]:
+    def record(*typed: str, run_dir: str = "runs/1") -> dict[str, Any]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             whole = compose("train", ["data=digits", *typed], return_hydra_config=True)
         with open_dict(whole):
-            whole.hydra.runtime.output_dir = "here"
+            whole.hydra.runtime.output_dir = run_dir
         monkeypatch.setattr(HydraConfig.instance(), "cfg", whole)
         cfg = whole.copy()
         with open_dict(cfg):
             del cfg["hydra"]
-            cfg.run_dir = "here"
+            cfg.run_dir = run_dir
         source = build_source(cfg)
         settings: dict[str, Any] = {"task": Classification(SPEC)}
         if cfg.model._target_.endswith("DistillationModule"):
@@ -97,10 +97,20 @@ def test_facts_of_a_student(recorded: Any) -> None:
     ],
 )
 def test_incidental_settings_are_left_out(recorded: Any, typed: tuple[str, ...]) -> None:
-    settings = recorded(*typed)["settings"]
-    callbacks = {name for name in settings if name.startswith("callbacks")}
-    assert {*settings} - {*recorded()["settings"]} <= {"callbacks"}
-    assert settings | {"callbacks": 0} == recorded()["settings"] | {"callbacks": 0}, callbacks
+    assert recorded(*typed)["settings"] == recorded()["settings"]
+
+
+def test_paths_in_the_run_directory_are_left_out(recorded: Any) -> None:
+    mine = ("+callbacks.mine._target_=spy.Spy", "+callbacks.mine.folder=${run_dir}/notes")
+    found = [recorded(*mine, run_dir=run_dir)["settings"] for run_dir in ("runs/1", "runs/2")]
+    assert found[0] == found[1]
+    assert found[0]["callbacks.mine"] == "Spy"
+
+
+@pytest.mark.parametrize("given", ["runs/10", "[runs/10,runs/1x]"])
+def test_given_teachers_are_kept(recorded: Any, given: str) -> None:
+    typed = f"+callbacks.mine={{_target_: spy.Spy, given: {given}}}"
+    assert "callbacks.mine.given" in recorded(typed, run_dir="runs/1")["settings"]
 
 
 @pytest.mark.parametrize(
