@@ -124,7 +124,12 @@ def _refuse_strangers(config: Any) -> None:
 def _is_network(target: str) -> bool:
     module, _, name = target.rpartition(".")
     if module.startswith("kd_lightning.nets."):
-        found = getattr(import_module(module), name, None)
+        try:
+            found = getattr(import_module(module), name, None)
+        except ModuleNotFoundError as error:
+            if error.name != module:  # a package that a network of ours needs
+                raise
+            return False
         return getattr(found, "__module__", None) == module
     # Only what is imported already: importing a module runs its code.
     found = getattr(sys.modules.get(module), name, None)
