@@ -1,8 +1,7 @@
-"""Bad input ends in one clear line with the way out, and costs nobody else anything.
+"""Tests of bad input: one line says what is wrong and how to mend it; other jobs go on.
 
-Mistakes in what is configured are the jobs of one sweep, an experiment each: a job that fails
-prints its line and the others go on. Mistakes that end the command itself get commands of
-their own.
+Mistakes in a configuration are the jobs of one sweep, an experiment each. Mistakes that end the
+command itself have commands of their own.
 """
 
 import csv
@@ -17,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Command
+from conftest import Command, read_facts, read_metrics, same_weights
 
 from kd_lightning import load_run
 from kd_lightning.runs.checkpoints import read_checkpoint
-from kd_lightning.runs.directory import find_checkpoint, read_metrics
+from kd_lightning.utils.run_directory import find_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +28,8 @@ Outcome = CompletedProcess[str]
 
 NO_NETWORK = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
 
-# an experiment: the options it chooses beside data=digits, the values it sets, and how the
-# line about it begins; DIR stands for the test's folder, JOB for the job's number
+# An experiment: the options it chooses beside data=digits, the values it sets, and the start of
+# its error. DIR stands for the folder of the test, JOB for the number of the job.
 CASES: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "no_data": (
         {"data": "mnist"},
@@ -47,7 +46,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "too_sure": (
         {},
         {"method": {"alpha": 1.5}},
-        "method.alpha must lie in 0…1 (weight of the teacher's answers), got 1.5",
+        "method.alpha must lie in 0…1 (weight of the response loss), got 1.5",
     ),
     "teacher_missing": (
         {},
@@ -83,6 +82,26 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
         {"trainer": {"devices": 64}},
         "trainer.devices=64 asks for more processes than the",
     ),
+    "no_teacher": (
+        {"teacher_from": "none"},
+        {},
+        "this objective needs a teacher: see teacher=, teacher_from=",
+    ),
+    "teacher_for_a_teacher": (
+        {"model": "teacher"},
+        {"teacher_ckpt": "DIR/teacher.ckpt"},
+        "teacher_ckpt is given, but nothing here learns from a teacher: see model=",
+    ),
+    "no_path_of_a_teacher": (
+        {"teacher_from": "checkpoint"},
+        {},
+        "Missing mandatory value: teacher_from.path",
+    ),
+    "no_store": (
+        {},
+        {"teacher_store": "DIR/teacher.ckpt/store"},
+        "teacher_store=DIR/teacher.ckpt/store cannot be used: ",
+    ),
     "diverging": (  # after one good epoch, by steps that are far too large
         {"lr_scheduler": "multistep"},
         {"lr_scheduler": {"milestones": [1], "gamma": 1e30}, "trainer": {"max_epochs": 3}},
@@ -95,11 +114,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
         if not find_spec(package)
     },
 }
-GOOD = str(len(CASES))  # the job that comes last, with nothing wrong
+GOOD = str(len(CASES))  # the last job, with nothing wrong
 
 
 class RunsCode:
-    """Leaves a trace when it is unpickled."""
+    """Touches a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -110,9 +129,9 @@ class RunsCode:
 
 @pytest.fixture(scope="module")
 def folder(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the cases speak of, and an experiment for each case."""
+    """The files that the cases need, and an experiment for each case."""
     folder = tmp_path_factory.mktemp("bad")
-    teacher = find_checkpoint(read_metrics(digits_run)["teacher"])
+    teacher = find_checkpoint(read_facts(digits_run)["teacher"])
     shutil.copy(teacher, folder / "teacher.ckpt")
     (folder / "truncated.ckpt").write_bytes(teacher.read_bytes()[:100_000])
     torch.save({"state_dict": {}, "more": RunsCode(folder / "trace")}, folder / "code.ckpt")
@@ -142,14 +161,14 @@ def sweep(folder: Path, command: Command) -> Outcome:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_job_that_fails_says_why_in_one_line(name: str, folder: Path, sweep: Outcome) -> None:
+def test_failed_job_prints_one_line(name: str, folder: Path, sweep: Outcome) -> None:
     number = list(CASES).index(name)
-    said = CASES[name][-1].replace("DIR/", f"{folder}/").replace("JOB", str(number))
-    assert sweep.stderr.splitlines()[number].startswith(f"error: {said}")
+    expected = CASES[name][-1].replace("DIR/", f"{folder}/").replace("JOB", str(number))
+    assert sweep.stderr.splitlines()[number].startswith(f"error: {expected}")
     assert not (folder / "sweep" / str(number) / "metrics.json").exists()
 
 
-def test_failing_jobs_print_nothing_else(sweep: Outcome) -> None:
+def test_failed_jobs_print_nothing_else(sweep: Outcome) -> None:
     lines = sweep.stderr.splitlines()
     assert all(line.startswith("error: ") for line in lines)
     assert lines[len(CASES) :] == [
@@ -159,28 +178,31 @@ def test_failing_jobs_print_nothing_else(sweep: Outcome) -> None:
     assert sweep.returncode == 1
 
 
-def test_the_other_job_goes_on_and_the_table_marks_the_failed(folder: Path, sweep: Outcome) -> None:
+def test_other_job_runs_and_table_marks_failed_ones(folder: Path, sweep: Outcome) -> None:
     with (folder / "sweep" / "sweep.csv").open(newline="") as file:
         rows = {row["job"]: row for row in csv.DictReader(file)}
     assert [rows[str(n)]["val accuracy"] for n in range(len(CASES))] == ["failed"] * len(CASES)
     accuracy = read_metrics(folder / "sweep" / GOOD)["test/accuracy"]
     assert rows[GOOD]["test accuracy"] == f"{100 * accuracy:.2f} %"
     assert rows[GOOD]["experiment"] == "good"
-    assert sweep.stdout.count("failed") == len(CASES)
+    assert [line.split()[0] for line in sweep.stdout.splitlines() if "failed" in line] == [
+        str(n) for n in range(len(CASES))
+    ]
 
 
-def test_a_checkpoint_cannot_run_code(folder: Path, sweep: Outcome) -> None:
+def test_checkpoint_cannot_run_code(folder: Path, sweep: Outcome) -> None:
     assert sweep.returncode == 1
     assert not (folder / "trace").exists()
 
 
-def test_a_run_that_diverges_keeps_its_best_epoch(folder: Path, sweep: Outcome) -> None:
+def test_diverged_run_keeps_its_best_epoch(folder: Path, sweep: Outcome) -> None:
     run_dir = folder / "sweep" / str(list(CASES).index("diverging"))
     assert sweep.returncode == 1
     assert read_checkpoint(find_checkpoint(run_dir))["global_step"] == 81
     weights = load_run(run_dir).network.state_dict()
     expected = load_run(folder / "sweep" / GOOD).network.state_dict()
-    assert all(torch.equal(expected[name], weights[name]) for name in expected)
+    assert same_weights(weights, expected)
+    assert read_facts(run_dir)["role"] == "student"
 
 
 ALONE = {
@@ -194,7 +216,7 @@ ALONE = {
 
 @pytest.fixture(scope="module")
 def alone(folder: Path, command: Command, digits_run: Path) -> dict[str, Outcome]:
-    """What came of each command; two run at a time."""
+    """The outcome of each command; two run at a time."""
 
     def start(name: str) -> Outcome:
         arguments = [a.replace("DIR/", f"{folder}/") for a in ALONE[name]]
@@ -207,7 +229,7 @@ def alone(folder: Path, command: Command, digits_run: Path) -> dict[str, Outcome
         return dict(zip(ALONE, pool.map(start, ALONE), strict=True))
 
 
-def test_hydra_itself_answers_an_unknown_option(alone: dict[str, Outcome]) -> None:
+def test_unknown_option_is_reported_by_hydra(alone: dict[str, Outcome]) -> None:
     outcome = alone["unknown_option"]
     assert outcome.returncode == 1
     assert outcome.stderr.startswith("Could not override 'method.temprature'.\n")
@@ -216,7 +238,7 @@ def test_hydra_itself_answers_an_unknown_option(alone: dict[str, Outcome]) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (
             "no_directory",
@@ -231,15 +253,15 @@ def test_hydra_itself_answers_an_unknown_option(alone: dict[str, Outcome]) -> No
         ),
     ],
 )
-def test_a_command_that_fails_says_why_in_one_line(
-    name: str, said: str, folder: Path, alone: dict[str, Outcome]
+def test_failed_command_prints_one_line(
+    name: str, message: str, folder: Path, alone: dict[str, Outcome]
 ) -> None:
-    assert alone[name].stderr == f"error: {said}\n".replace("DIR/", f"{folder}/")
+    assert alone[name].stderr == f"error: {message}\n".replace("DIR/", f"{folder}/")
     assert "Traceback" not in alone[name].stdout
     assert alone[name].returncode == 1
 
 
-def test_the_traceback_is_there_for_who_asks(alone: dict[str, Outcome]) -> None:
+def test_traceback_is_printed_on_request(alone: dict[str, Outcome]) -> None:
     outcome = alone["full_error"]
     assert outcome.returncode == 1
     assert "Traceback (most recent call last)" in outcome.stderr
