@@ -19,7 +19,7 @@ __version__ = "0.2.0"
 
 STARTED = time.perf_counter()  # before torch and Lightning are imported: see callbacks/profiler.py
 
-PUBLIC = {  # where each public name lives
+PUBLIC = {  # the submodule that defines each public name
     "DistillationModule": "modules",
     "MutualModule": "modules",
     "TeacherModule": "modules",
@@ -43,8 +43,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Late, because torch and Lightning take three seconds: `import kd_lightning`, and commands
-    # that read run directories only, take a few milliseconds.
+    # Imported on first use, because torch and Lightning take three seconds to import. Commands
+    # that only read run directories, and `import kd_lightning` itself, take milliseconds.
     if name in PUBLIC:
         return getattr(import_module(f"kd_lightning.{PUBLIC[name]}"), name)
     if name in MODULES:

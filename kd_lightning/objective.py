@@ -1,9 +1,9 @@
-"""The training objective of a student: the one place where a loss is put together.
+"""Training objective of a student: the weighted sum of all loss terms.
 
     L = (1 − α)·CE(z_s, y) + α·response(z_s, z_t) + Σ βᵢ·transferᵢ
 
-N rows, C classes; z_s and z_t are the student's and the teacher's logits, N×C. Of M teachers
-z_t is N×M×C. A row is a sample, or a token of a token classifier.
+For N rows and C classes, z_s and z_t are the logits of the student and the teacher, N×C;
+with M teachers z_t is N×M×C. A row is a sample, or a token of a token classifier.
 """
 
 import inspect
@@ -28,7 +28,7 @@ from kd_lightning.utils.partials import bare
 
 log = logging.getLogger(__name__)
 
-RESERVED = ("loss", "hard", "response")  # names of the parts that are not transfer terms
+RESERVED = ("loss", "hard", "response")  # names that forward() returns beside transfer terms
 
 Response = Callable[..., Tensor]
 
@@ -37,21 +37,21 @@ class Objective(nn.Module):
     """Weighted sum of the hard loss on the labels, the response loss, and transfer terms.
 
     Args:
-        alpha: weight of the response loss, in 0…1, a number or a schedule.
-        temperature: T > 0 of the response loss: a number, a schedule, or learned. The factor
-            T² is part of that loss.
-        response: the response loss, by default :func:`~kd_lightning.losses.soft_targets`.
-            It is called with those of ``z_s``, ``z_t``, ``temperature``, ``target`` and
-            ``index`` that its signature names.
-        hard_weight: weight of the hard loss, 1 − alpha by default; if it is given, alpha may
-            be any number from 0.
+        alpha: α, weight of the response loss in 0…1, a number or a schedule.
+        temperature: T > 0 of the response loss: a number, a schedule, or learned. The
+            response loss includes the factor T².
+        response: the response loss; :func:`~kd_lightning.losses.soft_targets` by default. It
+            receives those of ``z_s``, ``z_t``, ``temperature``, ``target`` and ``index`` that
+            its signature names.
+        hard_weight: weight of the hard loss; 1 − α by default. If given, α may be any number
+            of at least 0.
         transfer: terms that compare layers, by name.
-        ensemble: of several teachers, the mean of ``probabilities`` at T or of ``logits``.
-        label_smoothing: share of each label that the hard loss spreads over all classes, in
-            0…1 (Szegedy et al. 2016, arXiv 1512.00567, §7).
+        ensemble: how several teachers are averaged: ``probabilities`` at T, or ``logits``.
+        label_smoothing: fraction of each label that the hard loss spreads over all classes,
+            in 0…1 (Szegedy et al. 2016, arXiv 1512.00567, §7).
 
     Raises:
-        UserError: if a number is out of range, or a transfer term is not one.
+        UserError: if a number is out of range, or an entry of ``transfer`` is not a term.
 
     >>> objective = Objective(temperature=4.0, alpha=0.9)
     >>> z_s, z_t, y = torch.zeros(2, 3), torch.eye(3)[:2], torch.tensor([0, 1])
@@ -71,7 +71,7 @@ class Objective(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        # With an own hard_weight the two weights need not sum to one.
+        # With an explicit hard_weight the two weights need not sum to one.
         most = 1 if hard_weight is None else math.inf
         self.alpha = _weight("alpha", alpha, "weight of the response loss", most)
         self.temperature = (
@@ -90,12 +90,14 @@ class Objective(nn.Module):
             raise UserError(f"method.label_smoothing must lie in 0…1, got {label_smoothing}")
         self.mean_of_teachers, self.label_smoothing = MEANS[ensemble], label_smoothing
         self.response = bare(response)
+        # Arguments are passed by name, so a user's loss declares only those that it uses.
         self._response_takes = set(inspect.signature(response).parameters)
+        # A schedule that starts at 0 may rise later: only a constant 0 needs no teacher.
         self.uses_response = callable(alpha) or alpha > 0
         if isinstance(temperature, LearnedTemperature):
             self._check_that_it_learns()
-        # A term without weight is dropped: its layers would get no gradient, and DDP raises on
-        # parameters that get none.
+        # A term of weight 0 is dropped: its adapters would get no gradient, and DDP raises on
+        # trainable parameters without one.
         used = {k: t for k, t in (transfer or {}).items() if _is_used(k, t)}
         self.transfer = nn.ModuleDict(used)
         self.weights = {
@@ -107,7 +109,7 @@ class Objective(nn.Module):
         self._last_temperature: Tensor | float = math.nan
 
     def _check_that_it_learns(self) -> None:
-        """A temperature that gets no gradient would make DDP raise."""
+        """Reject a learned temperature that gets no gradient: DDP would raise."""
         if not self.uses_response or "temperature" not in self._response_takes:
             raise UserError(
                 "a learned method.temperature needs method.alpha above 0 and a response that "
@@ -116,31 +118,32 @@ class Objective(nn.Module):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term with a weight uses the teacher."""
+        """Whether any term of nonzero weight uses the teacher."""
         return self.uses_response or len(self.transfer) > 0
 
     @property
     def role(self) -> str:
-        """What a student of this objective is: ``student``, ``baseline`` or ``control: …``."""
+        """Role of a run with this objective: ``student``, ``baseline`` or ``control: …``."""
         if not self.needs_teacher:
             return "control: label_smoothing" if self.label_smoothing else "baseline"
+        # The decorator @control marks these losses, so no list of their names is kept here.
         function = getattr(self.response, "func", self.response)
         control = getattr(function, "control", "") if self.uses_response else ""
         return f"control: {control}" if control else "student"
 
     @property
     def terms(self) -> dict[str, Term]:
-        """The transfer terms by name."""
+        """Transfer terms by name."""
         return {k: t for k, t in self.transfer.items() if isinstance(t, Term)}
 
     @property
     def student_paths(self) -> list[str]:
-        """The layers of the student that the terms compare."""
+        """Paths of the student's layers that the terms compare."""
         return sorted({path for term in self.terms.values() for path in term.student})
 
     @property
     def teacher_paths(self) -> list[str]:
-        """The layers of the teacher that the terms compare."""
+        """Paths of the teacher's layers that the terms compare."""
         return sorted({path for term in self.terms.values() for path in term.teacher})
 
     def build(
@@ -152,20 +155,19 @@ class Objective(nn.Module):
         labels: Tensor | None = None,
         rows: Rows | None = None,
     ) -> None:
-        """Make what depends on networks and data: layers of the terms, learned temperatures.
+        """Create what depends on networks and data: adapters and learned temperatures.
 
         Args:
             student: the network in training.
-            teacher: the frozen one.
-            sample: a batch of inputs, of any content.
-            classes: C.
-            labels: class of each training row, for terms that need them.
-            rows: selects the rows that are asked for from a layer's output; all by default.
+            teacher: the frozen network.
+            sample: a batch of inputs of any content.
+            classes: number of classes, C.
+            labels: class of each training row, N, for terms that need them.
+            rows: selects the rows with a target from a layer's output; all by default.
 
         Raises:
             UserError: if a term's layers do not exist or do not fit it, if it needs labels and
-                there are none, or if something is asked of several teachers that only one
-                can give.
+                there are none, or if a setting does not work with several teachers.
         """
         if isinstance(teacher, Ensemble):
             self._check_what_is_asked_of_several()
@@ -180,6 +182,7 @@ class Objective(nn.Module):
             given = torch.empty(0, dtype=torch.long) if labels is None else labels
             try:
                 term.connect(student, teacher, sample, given, rows)
+            # A term does not know its own name, which the user needs to find the option.
             except UserError as error:
                 raise UserError(f"method.transfer.{name}: {error}") from error
             if term.lr is not None and not list(term.parameters()):
@@ -190,32 +193,34 @@ class Objective(nn.Module):
         for name, term in self.terms.items():
             if not term.teacher:
                 raise UserError(
-                    f"method.transfer.{name}: say which layer of several teachers is meant, as "
-                    f"in method.transfer.{name}.teacher=members.0.…"
+                    f"method.transfer.{name}: with several teachers, name the layer to compare, "
+                    f"as in method.transfer.{name}.teacher=members.0.…"
                 )
         learned = isinstance(self.temperature, LearnedTemperature)
         if learned and self.mean_of_teachers is not MEANS["logits"]:
-            # The mean of probabilities changes with T, but no gradient passes the teachers.
+            # The mean of probabilities depends on T, but losses detach the teacher's logits:
+            # that part of the gradient of T would be lost.
             raise UserError(
-                "a learned temperature takes the mean of several teachers' logits: "
-                "method.ensemble=logits"
+                "with several teachers, a learned method.temperature needs the mean of their "
+                "logits: set method.ensemble=logits"
             )
 
     def settings(self, epoch: float) -> dict[str, float]:
-        """The numbers that steer the objective at a time, to be logged beside its terms."""
+        """Return α, T and the terms' weights at an epoch, to be logged with the losses."""
         learned = isinstance(self.temperature, LearnedTemperature)
+        # A learned temperature may depend on the batch: the mean of the last one is reported.
         temperature = self._last_temperature if learned else self.temperature(epoch)
         weights = {f"weight_{name}": weight(epoch) for name, weight in self.weights.items()}
         return {"alpha": self.alpha(epoch), "temperature": float(temperature), **weights}
 
     def term_weights(self, epoch: float) -> dict[str, float]:
-        """The weight of each term at a time, by the term's name."""
+        """Return the weight of each term at an epoch, by name."""
         response = {"response": self.alpha(epoch)} if self.uses_response else {}
         others = {name: weight(epoch) for name, weight in self.weights.items()}
         return {"hard": self.hard_weight(epoch), **response, **others}
 
     def temperature_of(self, z_s: Tensor, z_t: Tensor, epoch: float) -> float | Tensor:
-        """T for a batch of logits; N×1 where each row has its own."""
+        """Return T for a batch of logits: a number, a scalar, or N×1 with one value per row."""
         if isinstance(self.temperature, LearnedTemperature):
             return self.temperature(z_s, self.mean_of_teachers(z_t, 1.0), epoch)
         return self.temperature(epoch)
@@ -228,22 +233,26 @@ class Objective(nn.Module):
         index: Tensor | None = None,
         epoch: float = 0.0,
     ) -> dict[str, Tensor]:
-        """The terms by name, unweighted, and their weighted sum under ``loss``.
+        """Compute the unweighted terms and their weighted sum.
 
         Args:
             student: ``logits``, N×C, and the layers at :attr:`student_paths`.
             teacher: ``logits``, N×C or N×M×C, and the layers at :attr:`teacher_paths`;
-                may be None where no term needs them.
+                may be None if no term needs them.
             target: classes, N.
             index: positions of the rows in the training set, N, for terms that keep a memory
-                of them.
-            epoch: time trained so far; 2.5 is the middle of the third epoch.
+                bank.
+            epoch: epochs trained so far; 2.5 is the middle of the third epoch.
+
+        Returns:
+            Scalars by the name of the term, and the weighted sum as ``loss``.
 
         Raises:
             UserError: if a term needs the index and there is none.
         """
         weights = self.term_weights(epoch)
         z_s, smoothing = student["logits"], self.label_smoothing
+        # Computed at weight 0, too: its curve shows whether the student still fits the labels.
         terms = {"hard": F.cross_entropy(z_s, target, label_smoothing=smoothing)}
         loss = weights["hard"] * terms["hard"]
         if self.needs_teacher:
@@ -263,6 +272,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         if index is None and "index" in self._response_takes:
             raise _no_index("method.response")
+        # In mutual learning the teacher is another student, whose logits carry a graph.
         z_t = teacher["logits"].detach()
         temperature = self.temperature_of(z_s, z_t, epoch)
         if isinstance(temperature, Tensor):
@@ -275,13 +285,13 @@ class Objective(nn.Module):
 
 def _no_index(what: str) -> UserError:
     return UserError(
-        f"{what} needs the position of each sample in the training set: batches must be "
-        "kd_lightning.data.types.Batch(inputs, target, index), or dictionaries with 'index'"
+        f"{what} needs the position of each sample in the training set: pass batches as "
+        "kd_lightning.data.types.Batch(inputs, target, index), or as dictionaries with 'index'"
     )
 
 
 def _is_used(name: str, term: Any) -> bool:
-    """Whether a term has a weight, or may get one."""
+    """Return whether a term's weight is, or may become, nonzero."""
     if name in RESERVED or hasattr(nn.ModuleDict, name):
         raise UserError(f"method.transfer.{name}: this name is reserved, choose another")
     if not isinstance(term, Term):
@@ -298,7 +308,7 @@ def _weight(name: str, value: Any, what: str, most: float = math.inf) -> Schedul
 
 
 def _schedule(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> Schedule:
-    """A number or a schedule, as a schedule whose values are checked at every call."""
+    """Return a schedule that checks its value at every call."""
     schedule = as_schedule(value)
 
     def checked(epoch: float) -> float:
@@ -309,9 +319,10 @@ def _schedule(name: str, value: Any, fits: Callable[[float], bool], wanted: str)
 
     checked(0.0)
     try:
-        checked(math.inf)  # a bad end should show before a night of training, not after it
+        # A schedule's final value is checked before training, not after a night of it.
+        checked(math.inf)
     except UserError:
         raise
     except (ArithmeticError, LookupError, ValueError):
-        pass  # a user's own function need not be defined for ever
+        pass  # a user's own function need not accept infinity
     return checked

@@ -1,7 +1,7 @@
-"""Base class of the datamodules here: samples in memory, read a batch at a time.
+"""Base class of datamodules that hold all samples in memory and read whole batches.
 
-Samples stay as they are stored (uint8 images); scaling and normalisation happen once per
-batch, on the device it was moved to. A data set only implements :meth:`load`.
+Samples remain uint8 images; each batch is scaled and normalised on its device. A subclass
+only implements :meth:`InMemoryDataModule.load`.
 """
 
 import hashlib
@@ -27,23 +27,23 @@ from kd_lightning.utils.errors import UserError
 
 
 class InMemoryDataModule(L.LightningDataModule):
-    """Train, validation and test samples held as tensors.
+    """Training, validation and test samples held as tensors.
 
     Args:
         batch_size: samples per training step on each device.
         eval_batch_size: samples per evaluation step on each device.
-        val_size: validation samples split off the training set: a count, or a fraction
-            below 1.
-        split_seed: seed of the validation split and of the experiments below. It is separate
-            from ``seed`` so that no seed of a sweep trains on another's validation data.
+        val_size: number of validation samples split off the training set, or a fraction of it
+            if below 1.
+        split_seed: seed of the validation split, the label noise, and the samples kept. It is
+            separate from ``seed``, so no seed of a sweep trains on another's validation data.
         seed: seed of the order of training samples.
-        label_noise: fraction of training labels that are replaced by another class.
-        train_fraction: fraction of the training samples that are kept.
-        exclude_classes: classes left out of the training samples.
+        label_noise: fraction of training labels replaced by another class.
+        train_fraction: fraction of the training samples to keep.
+        exclude_classes: classes to remove from the training samples.
         augment: augmentation of the training samples; none by default.
         device_resident: whether to keep the samples on the training device.
-        mean: of each channel after scaling to 0…1; computed by default.
-        std: of each channel after scaling to 0…1; computed by default.
+        mean: mean of each channel after scaling to 0…1; computed by default.
+        std: standard deviation of each channel after scaling to 0…1; computed by default.
 
     Raises:
         UserError: if a value is out of range, or the data cannot be read.
@@ -74,7 +74,7 @@ class InMemoryDataModule(L.LightningDataModule):
         _check(
             0 < train_fraction <= 1, f"data.train_fraction must lie in 0…1, got {train_fraction}"
         )
-        _check((mean is None) == (std is None), "give both data.mean and data.std, or neither")
+        _check((mean is None) == (std is None), "set both data.mean and data.std, or neither")
         _check(std is None or min(std) > 0, f"data.std must be positive, got {std}")
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.split_seed, self.seed = split_seed, seed
@@ -87,15 +87,17 @@ class InMemoryDataModule(L.LightningDataModule):
         self._digests: dict[tuple[str, str], str] = {}
 
     def load(self) -> tuple[Split, Split]:
-        """Read the official training and test samples."""
+        """Return the official training and test samples."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data and split it into ``splits`` train, val and test, once."""
+        """Read the data once and split it into train, val and test."""
+        # Lightning calls setup() before fit, validate and test; the command calls it earlier.
         if self.splits:
             return
         full, test = self.load()
         generator = torch.Generator().manual_seed(self.split_seed)
+        # Validation first: neither the noise nor the fraction changes which samples it has.
         val_index, train_index = self._cut(len(full.target), generator)
         num_classes = self._num_classes(full)
         train = self._experiment(full.take(train_index), num_classes, generator)
@@ -125,15 +127,16 @@ class InMemoryDataModule(L.LightningDataModule):
         return order[: int(count)], order[int(count) :]
 
     def _experiment(self, train: Split, num_classes: int, generator: torch.Generator) -> Split:
-        """Leave out classes, keep a fraction, replace labels, in this order; training only."""
+        """Remove classes, keep a fraction, and replace labels of the training samples."""
         wrong = set(self.exclude_classes) - set(range(num_classes))
         _check(not wrong, f"data.exclude_classes: no class {sorted(wrong)} in 0…{num_classes - 1}")
         if self.exclude_classes:
             train = train.take(~torch.isin(train.target, torch.tensor(self.exclude_classes)))
         kept = round(len(train.target) * self.train_fraction)
         _check(kept > 0, "no training samples are left: see data.train_fraction, exclude_classes")
-        train = train.take(torch.arange(kept))
+        train = train.take(torch.arange(kept))  # already in random order
         noisy = torch.randperm(kept, generator=generator)[: round(kept * self.label_noise)]
+        # A shift from 1 on: a replaced label always differs from the true one.
         shift = torch.randint(1, num_classes, (len(noisy),), generator=generator)
         target = train.target.clone()
         target[noisy] = (target[noisy] + shift) % num_classes
@@ -146,12 +149,13 @@ class InMemoryDataModule(L.LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what is trained and validated on: of content, not of file names."""
+        """Hash of the content of the training and validation data."""
+        # Validation is included because it selects a teacher's best epoch.
         parts = [self._digest(split, name) for split in ("train", "val") for name in Split._fields]
         return _hash(*parts, self.spec, self.augment, self.augment.views)
 
     def prepared(self, split: str) -> Prepared:
-        """A split as networks see it, for what is computed once and kept."""
+        """Return a split as the networks see it, to compute outputs once and cache them."""
         augment = self.augment if split == "train" else None
         inputs = self.splits[split].inputs
 
@@ -167,7 +171,7 @@ class InMemoryDataModule(L.LightningDataModule):
         return Prepared(len(inputs), augment.views if augment else 1, fingerprint, batches)
 
     def _digest(self, split: str, name: str) -> str:
-        """Hash of one tensor of a split, computed once: teachers and caches both ask for it."""
+        """Return the hash of one tensor of a split, computed once for teachers and caches."""
         if (split, name) not in self._digests:
             tensor = getattr(self.splits[split], name).cpu().contiguous()
             digest = hashlib.blake2b(tensor.numpy().data, digest_size=16)
@@ -177,7 +181,8 @@ class InMemoryDataModule(L.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move a batch. Lightning's generic search for tensors takes longer than the copy."""
+        """Move a batch to the device."""
+        # Lightning's generic search for tensors in a batch takes longer than the copy.
         if not isinstance(batch, Batch) or batch.index is None:
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         x, y, i = (
@@ -186,11 +191,11 @@ class InMemoryDataModule(L.LightningDataModule):
         return Batch(x, y, i, batch.share)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment, scale and normalise, on the device, once."""
+        """Augment, scale and normalise a batch on its device."""
         if not isinstance(batch, Batch):
             return batch
         trainer = self.trainer
-        if trainer is None:
+        if trainer is None:  # the datamodule is used without a Trainer
             return self._transform(batch, None, 0, torch.float32)
         dtype = trainer.lightning_module.dtype
         assert isinstance(dtype, torch.dtype)
@@ -238,14 +243,15 @@ def _hash(*parts: Any) -> str:
 
 
 def _loader(data: TensorDataset, batches: Sampler[Tensor]) -> DataLoader[Batch]:
-    # batch_size=None passes the sampler's index tensor to the data set as it is. The loader has a
-    # generator of its own because it draws a number when an epoch starts, but not when a run is
-    # resumed, and the networks' random numbers must not depend on that.
+    # batch_size=None passes the sampler's index tensor unchanged to the data set. The loader gets
+    # its own generator, because it draws a seed whenever an epoch starts, which a resumed run
+    # does not repeat: from the global generator, it would change the networks' random numbers.
     return DataLoader(data, sampler=batches, batch_size=None, generator=torch.Generator())
 
 
 def _channel_stats(inputs: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of N×C×H×W uint8, scaled to 0…1."""
+    """Return mean and standard deviation of each channel, N×C×H×W uint8 scaled to 0…1."""
+    # From histograms of the 256 values: no copy of the data in floating point is needed.
     counts = torch.stack(
         [torch.bincount(c.flatten(), minlength=256).double() for c in inputs.unbind(1)]
     )

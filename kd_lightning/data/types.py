@@ -1,7 +1,7 @@
-"""What flows from the data to the modules: batches, whole splits, the specification of the data.
+"""Types exchanged between data and modules: batches, splits, and data specifications.
 
-A datamodule needs none of this: batches may be ``(x, y)`` or dictionaries with ``labels``.
-What it may offer beyond that is the protocol :class:`Offers`.
+A datamodule need not use any of them: batches may also be ``(x, y)`` or dictionaries with
+``labels``. The protocol :class:`Offers` lists its optional attributes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,19 +16,21 @@ from kd_lightning.utils.networks import Inputs
 
 
 class Batch(NamedTuple):
-    """Samples as they travel.
+    """Batch of B samples.
 
     Attributes:
-        inputs: what the networks take: B×C×H×W for images, or tensors by argument name.
-        target: class of each sample, B, or of each position, B×L, with −100 where nothing is
-            asked; int64.
-        index: position of each sample in its split, B, int64; None where it is not known, and
-            then the teacher's outputs cannot be cached.
-        share: rows in this batch over the mean rows of a batch in its optimizer step, so that
-            a mean over tokens has the same gradient under accumulation and on any number of
-            processes; 1 where all batches have equally many rows.
+        inputs: inputs of the networks: B×C×H×W for images, or tensors by argument name.
+        target: class of each sample, B, or of each position, B×L, where −100 marks positions
+            without a target; int64.
+        index: position of each sample in its split, B, int64. Without it the teacher's outputs
+            cannot be cached.
+        share: number of rows in this batch over the mean number in the batches of its
+            optimizer step; 1 if all batches have equally many rows. The module multiplies the
+            loss by it, so a mean over tokens has the same gradient under accumulation and with
+            any number of processes.
     """
 
+    # A NamedTuple: Lightning's generic code moves it to a device like any tuple.
     inputs: Any
     target: Tensor
     index: Tensor | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -36,14 +38,14 @@ class Batch(NamedTuple):
 
 
 def as_batch(batch: Any) -> Batch:
-    """A batch of any of the usual forms as a :class:`Batch`.
+    """Convert a batch of any usual form to a :class:`Batch`.
 
     Args:
-        batch: a Batch; ``(x, y)``; or a dictionary with ``labels`` (perhaps also ``index`` and
-            ``share``), whose other tensors the networks take by keyword.
+        batch: a Batch; ``(x, y)``; or a dictionary with ``labels`` and optionally ``index``
+            and ``share``, whose other tensors are passed to the networks by keyword.
 
     Raises:
-        UserError: if it is none of these.
+        UserError: if the batch has none of these forms.
 
     >>> x, y = torch.zeros(2, 3), torch.tensor([0, 1])
     >>> as_batch([x, y]).index is None
@@ -54,7 +56,7 @@ def as_batch(batch: Any) -> Batch:
     if isinstance(batch, Batch):
         return batch
     if isinstance(batch, Mapping) and "labels" in batch:
-        # a new dictionary: the batch belongs to the loader and to the user's callbacks
+        # A copy, because callbacks receive the original dictionary after the step.
         rest = dict(batch)
         target, index = rest.pop("labels"), rest.pop("index", None)
         return Batch(rest, target, index, rest.pop("share", 1.0))
@@ -68,13 +70,13 @@ def as_batch(batch: Any) -> Batch:
 
 
 class ImageSpec(NamedTuple):
-    """What must be known of images before a network can be built or used.
+    """Specification of images, from which networks are built and inputs normalised.
 
     Attributes:
         input_shape: shape of one image, (C, H, W).
         num_classes: number of classes.
-        mean: of each channel, after scaling to 0…1.
-        std: of each channel, after scaling to 0…1.
+        mean: mean of each channel after scaling to 0…1.
+        std: standard deviation of each channel after scaling to 0…1.
     """
 
     input_shape: tuple[int, ...]
@@ -84,20 +86,20 @@ class ImageSpec(NamedTuple):
 
     @property
     def network_arguments(self) -> tuple[Any, ...]:
-        """What a network is built from."""
+        """Positional arguments of network factories: input shape and number of classes."""
         return self.input_shape, self.num_classes
 
     def example(self) -> Batch:
-        """Two blank images, for dry runs and for counting costs."""
+        """Return two blank images, for dry runs and for measuring costs."""
         return Batch(torch.zeros(2, *self.input_shape), torch.zeros(2, dtype=torch.long))
 
     def plain(self) -> dict[str, Any]:
-        """The values as lists and numbers, as checkpoints and configurations hold them."""
+        """Return the values as lists and numbers, for checkpoints and configurations."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in self._asdict().items()}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`plain`."""
+        """Create a specification from the values of :meth:`plain`."""
         as_tuples: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
@@ -105,7 +107,7 @@ class ImageSpec(NamedTuple):
 
 
 class Spec(Protocol):
-    """What a task has to know of the data; :class:`ImageSpec` is one."""
+    """Interface of data specifications, such as :class:`ImageSpec`."""
 
     @property
     def num_classes(self) -> int: ...
@@ -119,13 +121,14 @@ class Spec(Protocol):
 
 
 class Prepared:
-    """A split as networks see it: every view of every sample, transformed.
+    """Split as the networks see it: every view of every sample, transformed.
 
     Args:
-        size: number of samples.
-        views: number of versions of each sample; 0 where there is no end of them.
-        fingerprint: computes a hash of the samples and of how they are transformed.
-        batches: all of it on a device, in order: view, index B, inputs B×….
+        size: number of samples, N.
+        views: number of augmented versions of each sample, V; 0 if unlimited.
+        fingerprint: computes a hash of the samples and their transformation.
+        batches: yields every view of every sample on a device, in order, as tuples of view,
+            index B, and inputs B×….
     """
 
     def __init__(
@@ -140,19 +143,21 @@ class Prepared:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The hash, computed when it is first asked for: all of MNIST takes 30 ms."""
+        """Hash of the split, computed at the first access: 30 ms for all of MNIST."""
         return self._fingerprint()
 
 
 class Offers(Protocol):
-    """What a datamodule may offer; whatever is missing switches a feature off.
+    """Optional attributes of a datamodule; each one enables a feature.
 
-    - ``spec``: lets the command line build networks, and turns inputs back into pictures.
-    - ``labels``: the class of each training sample, N, for terms such as CRD.
-    - ``prepared(split)``: the splits ``train``, ``val`` and ``test`` as networks see them;
-      with ``index`` in each batch it switches the cache of the teacher's outputs on.
-    - ``fingerprint``: a hash of what is trained and validated on, for the store of teachers.
+    - ``spec``: builds networks from the command line, and converts inputs back to images.
+    - ``labels``: class of each training sample, N, for terms such as CRD.
+    - ``prepared(split)``: the split ``train``, ``val`` or ``test`` as networks see it; together
+      with ``index`` in each batch, it enables the cache of the teacher's outputs.
+    - ``fingerprint``: hash of the training and validation data, for the store of teachers.
     """
+
+    # A protocol instead of a base class: any LightningDataModule can provide the attributes.
 
     @property
     def spec(self) -> Spec: ...

@@ -1,4 +1,4 @@
-"""The LightningModules: of a teacher, of its student, and of students of one another."""
+"""LightningModules: supervised training, distillation, and mutual learning."""
 
 from kd_lightning.modules.distillation import DistillationModule as DistillationModule
 from kd_lightning.modules.mutual import MutualModule as MutualModule

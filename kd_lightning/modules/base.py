@@ -1,4 +1,4 @@
-"""What every training has in common: batches, optimizer, logging by step, evaluation by epoch."""
+"""Base LightningModule: batches, optimizer, logging by step, evaluation by epoch."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -27,20 +27,21 @@ LRSchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class BaseModule(L.LightningModule):
-    """Trains the one network that :attr:`network_name` names.
+    """Base class of modules that train the network at :attr:`network_name`.
 
     Batches are ``(x, y)``, dictionaries with ``labels``, or
     :class:`~kd_lightning.data.types.Batch`.
 
     Args:
-        task: what is predicted; by default one class for each sample.
-        optimizer: makes the optimizer from parameter groups; Adam with a learning rate of
+        task: what is predicted; one class per sample by default.
+        optimizer: creates the optimizer from parameter groups; Adam with a learning rate of
             1e-3 by default. Overriding ``configure_optimizers`` works as usual.
-        lr_scheduler: makes a learning-rate schedule by epoch from the optimizer.
+        lr_scheduler: creates a learning-rate scheduler, stepped once per epoch, from the
+            optimizer.
     """
 
     network_name: str
-    takes_teacher = False  # whether a teacher can be passed to the constructor
+    takes_teacher = False  # whether the constructor has an argument ``teacher``
 
     def __init__(
         self,
@@ -52,9 +53,9 @@ class BaseModule(L.LightningModule):
         self.task = task or Classification()
         self.make_optimizer = optimizer or torch.optim.Adam
         self.make_lr_scheduler = lr_scheduler
-        self.evaluation: Evaluation | None = None  # made for the classes of the first batch
-        self.diagnostics: Diagnostics | None = None  # made for one thorough evaluation
-        self.tables: dict[str, Tensor] = {}  # for plots, of the last thorough validation
+        self.evaluation: Evaluation | None = None  # created at the first batch
+        self.diagnostics: Diagnostics | None = None  # created for each thorough evaluation
+        self.tables: dict[str, Tensor] = {}  # for plots, from the last thorough validation
         self.step_terms = StepTerms()
         self.progress = 0.0  # epochs trained so far; 2.5 is the middle of the third
         example = self.task.example()
@@ -62,8 +63,8 @@ class BaseModule(L.LightningModule):
             self.example_input_array = example.inputs
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the running hook here, 40 times a step; torch would check each time
-        # whether it is a parameter.
+        # Lightning assigns the name of the running hook 40 times per step, and nn.Module would
+        # check each time whether the value is a parameter.
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
@@ -76,7 +77,7 @@ class BaseModule(L.LightningModule):
 
     @property
     def role(self) -> str:
-        """What the trained network is: ``teacher``, ``student``, ``baseline``, ``control: …``."""
+        """Role of the network: ``teacher``, ``student``, ``baseline`` or ``control: …``."""
         return "student"
 
     @property
@@ -85,55 +86,55 @@ class BaseModule(L.LightningModule):
         return False
 
     def forward(self, inputs: Inputs | None = None, **named: Tensor) -> Tensor:
-        """Logits, B×C or B×L×C, of inputs given as one tensor or by argument name."""
+        """Return logits, B×C or B×L×C, for inputs given as one tensor or by keyword."""
         return call(self.network, named if inputs is None else inputs)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss by name, ``loss`` among them; scalars."""
+        """Compute the training loss as ``loss``, and its terms by name; all scalars."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, float]:
-        """Numbers that steer the training now, logged beside the terms."""
+        """Return current values of schedules, to be logged with the terms."""
         return {}
 
     def describe(self) -> dict[str, float]:
-        """Sizes and costs, for the record of the run."""
+        """Return sizes and costs, to be recorded in ``metrics.json``."""
         return self.costs_of(self.network)
 
     def costs_of(self, net: nn.Module) -> dict[str, float]:
-        """See :func:`~kd_lightning.metrics.cost.costs`; empty where no example is known."""
+        """Return :func:`~kd_lightning.metrics.cost.costs`; empty without a specification."""
         example = self.task.example()
         return costs(net, fitting(example.inputs, net)) if example is not None else {}
 
     @property
     def is_thorough(self) -> bool:
-        """Whether evaluation computes diagnostics, too: not between epochs, to save time."""
+        """Whether evaluation includes diagnostics; skipped between epochs to save time."""
         return self.trainer.state.fn != TrainerFn.FITTING
 
     def setup(self, stage: str) -> None:
-        """Learn from the datamodule, if it says so, what the data are."""
+        """Take the data specification from the datamodule, if it has one."""
         if self.task.spec is None:
             self.task.spec = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
 
     def example_batch(self) -> Batch:
-        """A batch for dry runs: the task's, else the first of the training data, on the CPU."""
+        """Return a batch for dry runs: the task's, or the first training batch, on the CPU."""
         example = self.task.example()
         if example is not None:
             return example
-        # This property's documented side effect is that the training dataloader is made.
+        # Reading this property creates the training dataloader, a documented side effect.
         assert self.trainer.estimated_stepping_batches
         loader = self.trainer.train_dataloader
         assert loader is not None
-        with isolate_rng():  # an iterator draws a seed; the order of samples must not depend on it
+        with isolate_rng():  # creating an iterator draws a seed, which would shift later draws
             batch = next(iter(loader))
         return as_batch(self.trainer.strategy.batch_to_device(batch, torch.device("cpu")))
 
     def evaluate(self, batch: Batch) -> dict[str, Any]:
-        """Predictions for a batch of validation or test data.
+        """Return predictions for a batch of validation or test data.
 
         Returns:
-            ``logits``, N×C, and ``target``, N, of the rows that are asked for. Callbacks get
-            it as ``outputs``, so that none of them runs a network again.
+            ``logits``, N×C, and ``target``, N, of the rows with a target. Callbacks receive
+            the dictionary as ``outputs``, so none of them has to run a network again.
         """
         logits = self.task.rows(self(batch.inputs), batch.target)
         return {"logits": logits, "target": self.task.rows(batch.target, batch.target)}
@@ -157,15 +158,16 @@ class BaseModule(L.LightningModule):
             terms = self.step_terms.flush(self.trainer.fit_loop.total_batch_idx + 1)
         except FloatingPointError as error:
             problem = str(error)
-        # All ranks stop together: one that went on would wait for the others forever.
+        # All ranks stop together: a rank that continued would wait for the others forever.
         if self.trainer.strategy.reduce_boolean_decision(bool(problem), all=False):
             raise UserError(self._diverged(problem or "a step of another process"))
         values = {f"train/{k}": v for k, v in {**terms, **self.settings()}.items()}
-        # Not through self.log alone, which writes only at steps of Lightning's choice.
+        # Written to the loggers directly: self.log writes every n-th optimizer step of the run
+        # only, and would drop the entry at the end of an epoch.
         for logger in self.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, logger=False, batch_size=1)
-        if self.trainer.is_last_batch:  # for callbacks that monitor an epoch
+        if self.trainer.is_last_batch:  # for callbacks that monitor a value once per epoch
             self.log_dict(values, logger=False, batch_size=1)
 
     def _diverged(self, what: str) -> str:
@@ -180,7 +182,7 @@ class BaseModule(L.LightningModule):
         return self._evaluation_step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Probabilities, B×C or B×L×C, of batches with labels or of inputs alone."""
+        """Return probabilities, B×C or B×L×C, for batches with or without labels."""
         is_labelled = isinstance(batch, tuple | list) or (
             isinstance(batch, dict) and "labels" in batch
         )
@@ -193,7 +195,7 @@ class BaseModule(L.LightningModule):
         return outputs
 
     def measure(self, outputs: dict[str, Any], split: str) -> None:
-        """Add what :meth:`evaluate` returns to what is measured of a split."""
+        """Update the metrics of a split with the output of :meth:`evaluate`."""
         evaluation = self._make_metrics(outputs["logits"], split)
         teacher = outputs.get("teacher")
         evaluation.update(outputs["logits"], outputs["target"], teacher(1.0) if teacher else None)
@@ -203,16 +205,18 @@ class BaseModule(L.LightningModule):
             )
 
     def _make_metrics(self, logits: Tensor, split: str) -> Evaluation:
-        """Make what measures, late: without a specification the first logits tell the classes."""
+        """Create the metrics that do not exist yet."""
+        # At the first batch, not in __init__: without a specification of the data, the number
+        # of classes is known from the logits alone.
         classes = logits.shape[-1]
-        # trainer.validate() runs in inference mode, whose tensors cannot be updated in the
-        # validation of a later fit(), which runs without it.
+        # trainer.validate() runs in inference mode, and tensors created in it cannot be
+        # updated outside, in the validation of a later fit().
         with torch.inference_mode(False):
             if self.evaluation is None:
                 made = self.task.evaluation(classes, self.with_teacher)
                 self.evaluation = made.to(self.device)
             if self.is_thorough and self.diagnostics is None:
-                # Plots are about validation; nobody reads tables of the test data.
+                # Plots show validation data only, so tables of test data are never computed.
                 made = self.task.diagnostics(classes, self.with_teacher, split == "val")
                 self.diagnostics = made.to(self.device)
         return self.evaluation
@@ -226,17 +230,17 @@ class BaseModule(L.LightningModule):
         self.log_evaluation("test")
 
     def log_evaluation(self, split: str) -> dict[str, Tensor]:
-        """Log the figures of a split that has just been evaluated, and return them."""
+        """Log and return the figures of a split at the end of its evaluation."""
         if self.evaluation is None:
-            return {}  # no batch came
+            return {}  # the split has no batches
         values = self.evaluation.result()
         if self.diagnostics is not None:
             further, tables = self.diagnostics.result()
-            self.diagnostics = None  # the next evaluation may be of another kind
+            self.diagnostics = None  # the next evaluation may be of another split, or not thorough
             values |= {k: v for k, v in further.items() if k not in values}
             self.tables = tables if split == "val" else self.tables
         for name, value in values.items():
-            # Gathered over the ranks already; sync_dist only tells Lightning so.
+            # The value is the same on all ranks; sync_dist only silences Lightning's warning.
             self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True)
         return values
 
@@ -247,26 +251,26 @@ class BaseModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, in the optimizer's groups; the first is the network's."""
+        """Return the optimizer's parameter groups; the network's parameters come first."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which network the checkpoint holds and for what data; plain values only."""
+        """Record the network's name and data specification, as plain values."""
         checkpoint["network"] = self.network_name
         checkpoint.update(self.task.plain())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set the time of schedules to the end of the epoch that the weights are of."""
+        """Set the progress of schedules to the end of the checkpoint's epoch."""
         self.progress = checkpoint["epoch"] + 1.0
 
 
 class StepTerms:
-    """Means of the terms of the training loss between two log entries.
+    """Running means of the loss terms between two log entries.
 
-    The terms stay on the device until then, so that no step waits for it.
+    Terms stay on the device until they are logged, so steps do not synchronise with it.
 
     Raises:
-        FloatingPointError: from :meth:`flush`, where a term is not finite; it names the
+        FloatingPointError: by :meth:`flush`, if a term is not finite; the message has the
             first such step and its terms.
     """
 
@@ -275,12 +279,16 @@ class StepTerms:
         self.rows: list[list[Tensor]] = []
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Keep one step's terms, each a scalar."""
+        """Append the terms of one step, each a scalar."""
         self.names = list(terms)
         self.rows.append([term.detach() for term in terms.values()])
 
     def flush(self, last_step: int) -> dict[str, float]:
-        """Mean of each term since the last call; ``last_step`` numbers the newest row."""
+        """Return the mean of each term since the last call.
+
+        Args:
+            last_step: number of the most recent step.
+        """
         if not self.rows:
             return {}
         kept = [term.float() for row in self.rows for term in row]
@@ -296,11 +304,11 @@ class StepTerms:
 
 
 def with_channels_last(net: nn.Module) -> nn.Module:
-    """Put a network's convolutions into N×H×W×C order.
+    """Convert a network to the memory format ``torch.channels_last``.
 
     A step of the reference student takes 6.3 ms instead of 9.5 ms, and a forward pass of the
-    reference teacher 25 ms instead of 35 ms (batch 64, two CPU cores); tensor cores of GPUs
-    want the same order.
+    reference teacher 25 ms instead of 35 ms (batch 64, two CPU cores). Tensor cores of GPUs
+    prefer the same format.
     """
     for layer in net.modules():
         if isinstance(layer, nn.MaxPool2d):
@@ -309,10 +317,10 @@ def with_channels_last(net: nn.Module) -> nn.Module:
 
 
 def _pool_in_order(pool: nn.Module, args: Any, output: Any) -> None:
-    """Bring a gradient into the memory order of its map before it reaches a pooling layer.
+    """Convert a gradient to the memory format of its map before it reaches a pooling layer.
 
-    A gradient that comes back through a flattening is in N×C×H×W order, and torch then copies
-    the large map twice: 2.7 of 17.4 ms of a step of the reference student (batch 256).
+    A gradient that passes backward through a flatten is contiguous in N×C×H×W, and torch then
+    copies the large map twice: 2.7 of 17.4 ms of a step of the reference student (batch 256).
     """
     if isinstance(output, Tensor) and output.requires_grad:
         output.register_hook(lambda g: g.contiguous(memory_format=torch.channels_last))

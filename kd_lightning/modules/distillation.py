@@ -1,4 +1,4 @@
-"""DistillationModule: a student that learns from labels and from a frozen teacher."""
+"""DistillationModule: a student trained on labels and on a frozen teacher's outputs."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,29 +17,29 @@ from kd_lightning.utils.networks import fitting
 
 
 class DistillationModule(BaseModule):
-    """Minimises an objective between a student and a frozen teacher.
+    """Knowledge distillation from a frozen teacher into a student.
 
-    The teacher gets no gradient, stays in evaluation mode (dropout and batch statistics
-    too), and is in no checkpoint. Layers that transfer terms need are trained and saved beside
-    the student, and are no part of it.
+    The teacher gets no gradient, stays in evaluation mode (including dropout and batch
+    statistics), and is not saved in checkpoints. Adapters of transfer terms are trained and
+    saved with the student, but are not part of it.
 
-    The teacher's outputs are cached if the datamodule offers ``prepared(split)`` and batches
-    carry the index of each sample (see :class:`~kd_lightning.data.types.Offers`); otherwise
+    The teacher's outputs are cached if the datamodule has ``prepared(split)`` and batches
+    contain the index of each sample (see :class:`~kd_lightning.data.types.Offers`); otherwise
     the teacher runs in every step.
 
     Args:
-        student: the network to train; or a factory that makes it for the task's data.
-        teacher: the trained network, or several, whose predictions are averaged; None where
-            the objective needs none.
-        objective: puts the loss together; by default soft targets at T = 5 with α = 0.5.
-        labels: class of each training sample, N, for terms that need them; by default those
-            of the datamodule.
-        cache: where the teacher's outputs are kept; by default in memory.
+        student: the network to train, or a factory that creates it for the task's data.
+        teacher: the trained network, or several networks whose predictions are averaged; None
+            if the objective needs no teacher.
+        objective: the loss; by default soft targets at T = 5 with α = 0.5.
+        labels: class of each training sample, N, for terms that need them; the datamodule's
+            by default.
+        cache: storage of the teacher's outputs; in memory by default.
         **training: see :class:`~kd_lightning.modules.base.BaseModule`.
 
     Raises:
         UserError: if the objective needs a teacher and there is none, or a term does not fit
-            the networks. Without a task that knows its data, terms are checked when training
+            the networks. Without a specification of the data, terms are checked when training
             starts.
 
     >>> student, teacher = nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
@@ -70,11 +70,14 @@ class DistillationModule(BaseModule):
         self.cache = cache if cache is not None else TeacherCache(root=None)
         self.cached: dict[str, CachedOutputs] = {}  # by split
         self._uncached: set[str] = set()  # splits for which the cache has no room
-        self._cached_of: Any = None  # the datamodule that they are of
-        self._unbuilt: dict[str, Tensor] = {}  # weights of terms that are not built yet
+        self._cached_of: Any = None  # the datamodule of the cached outputs
+        self._unbuilt: dict[str, Tensor] = {}  # loaded weights of adapters not created yet
+        # The datamodule's labels are known in setup() at the earliest.
         waits = labels is None and any(t.needs_labels for t in self.objective.terms.values())
         if (example := self.task.example()) is not None and not waits:
             self._build_objective(example)
+        # Hooks instead of strict_loading = False, which would also accept a checkpoint that
+        # lacks weights of the student.
         self.register_state_dict_post_hook(_drop_teacher)
         self.register_load_state_dict_pre_hook(_keep_teacher)
 
@@ -83,10 +86,11 @@ class DistillationModule(BaseModule):
             return None
         several = isinstance(teacher, Sequence)
         net = Ensemble(teacher) if several else self.task.build(teacher)
+        # Without requires_grad, DDP and the optimizer ignore the parameters.
         return with_channels_last(net).requires_grad_(False).eval()
 
     def _build_objective(self, example: Batch) -> None:
-        """Make the layers of the terms, which depend on the shapes of both networks' layers."""
+        """Create the adapters of the terms for the layers' shapes, measured in a dry run."""
         if self.objective.is_built or self.teacher is None:
             return
         inputs = fitting(example.inputs, self.student)
@@ -117,6 +121,7 @@ class DistillationModule(BaseModule):
 
     def train(self, mode: bool = True) -> "DistillationModule":
         super().train(mode)
+        # train() sets all submodules; the teacher's dropout and batch statistics stay fixed.
         if self.teacher is not None:
             self.teacher.eval()
         return self
@@ -125,7 +130,10 @@ class DistillationModule(BaseModule):
         return self.terms_of(self.student, self.objective, batch)
 
     def terms_of(self, student: nn.Module, objective: Objective, batch: Batch) -> dict[str, Tensor]:
-        """The terms of a training batch, of a student and an objective that may be copies."""
+        """Compute the terms for a training batch with a given student and objective.
+
+        Callbacks pass copies, so that measuring does not change the state of the originals.
+        """
         z_s = self._rows(tapped(student, batch.inputs, objective.student_paths), batch)
         z_t = None
         if objective.needs_teacher:
@@ -151,18 +159,18 @@ class DistillationModule(BaseModule):
         }
 
     def evaluate(self, batch: Batch) -> dict[str, Any]:
-        """Predictions of both networks; see :meth:`BaseModule.evaluate`.
+        """Return predictions of both networks; see :meth:`BaseModule.evaluate`.
 
         Returns:
             Also ``teacher``, a function from a temperature to the teacher's logits, N×C, and
-            ``temperature``, T of the training. It is a function because the mean of several
-            teachers' probabilities depends on T.
+            ``temperature``, T of the training. ``teacher`` is a function because the mean of
+            several teachers' probabilities depends on T.
         """
         outputs = super().evaluate(batch)
         if self.teacher is None:
             return outputs
         if not self.objective.is_built:
-            self._build_objective(batch)  # a learned temperature, evaluated before any training
+            self._build_objective(batch)  # for a learned temperature, evaluated before training
         split = "test" if self.trainer.testing else "val"
         z_t = self.task.rows(self.teacher_outputs(batch, split)["logits"], batch.target)
         temperature = self.objective.temperature_of(outputs["logits"], z_t, self.progress)
@@ -173,9 +181,14 @@ class DistillationModule(BaseModule):
         }
 
     def teacher_outputs(self, batch: Batch, split: str) -> Outputs:
-        """The teacher's outputs for a batch of a split, from the cache where it has them.
+        """Return the teacher's outputs for a batch, from the cache if the split is cached.
 
-        These are its ``logits`` and, of training samples, the layers that terms compare.
+        Args:
+            batch: samples of the split, B.
+            split: ``train``, ``val`` or ``test``.
+
+        Returns:
+            ``logits`` and, for training samples, the layers that terms compare.
         """
         if split in self.cached and batch.index is not None:
             return self.cached[split].read(batch.index, self.current_epoch)
@@ -183,7 +196,7 @@ class DistillationModule(BaseModule):
         return run_teacher(self.teacher, batch.inputs, self._paths(split))
 
     def on_fit_start(self) -> None:
-        # Here, not in setup, because only now the teacher is on its device.
+        # Not in setup(), where Lightning has not moved the module to its device yet.
         self._fill_cache("train", "val")
 
     def on_validation_start(self) -> None:
@@ -194,7 +207,7 @@ class DistillationModule(BaseModule):
 
     def _fill_cache(self, *splits: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not self._cached_of:  # the same index is another sample there
+        if datamodule is not self._cached_of:  # an index means another sample in other data
             self.cached, self._uncached, self._cached_of = {}, set(), datamodule
         prepared = getattr(datamodule, "prepared", None)
         if prepared is None or self.teacher is None:
@@ -205,10 +218,11 @@ class DistillationModule(BaseModule):
                 device, paths = self.trainer.strategy.root_device, self._paths(split)
                 found = self.cache.outputs(self.teacher, prepared(split), device, paths)
                 self.cached |= {split: found} if found else {}
-                self._uncached |= set() if found else {split}  # warns once, not in each epoch
+                # Remembered, so that the cache's warning appears once and not in every epoch.
+                self._uncached |= set() if found else {split}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Layers of terms with a learning rate of their own are groups of their own."""
+        """Return the parameter groups; terms with their own learning rate are separate groups."""
         own = {name: t for name, t in self.objective.terms.items() if t.lr is not None}
         groups = [{"params": list(term.parameters()), "lr": term.lr} for term in own.values()]
         apart = {id(p) for group in groups for p in group["params"]}
@@ -222,18 +236,18 @@ class DistillationModule(BaseModule):
 def _drop_teacher(
     module: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any]
 ) -> None:
-    """Keep the teacher out of checkpoints: it is large, and it has a checkpoint of its own."""
+    """Remove the teacher from a state dict: it is large and has its own checkpoint."""
     for key in [k for k in state if k.startswith(f"{prefix}teacher.")]:
         del state[key]
 
 
 def _keep_teacher(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Let a checkpoint without the teacher load strictly, so that any other difference shows."""
+    """Complete a state dict without a teacher, so that strict loading reports other differences."""
     assert isinstance(module, DistillationModule)
     if module.teacher is not None:
         own = module.teacher.state_dict(prefix=f"{prefix}teacher.")
         state.update(own)
-    if not module.objective.is_built:  # its layers come with the first batch
+    if not module.objective.is_built:  # adapters are created later, with the first batch
         start = f"{prefix}objective."
         module._unbuilt = {k.removeprefix(start): state[k] for k in state if k.startswith(start)}
         for key in [k for k in state if k.startswith(start)]:

@@ -1,4 +1,4 @@
-"""MutualModule: students without a teacher that learn from labels and from one another."""
+"""MutualModule: students trained together, on labels and on one another's outputs."""
 
 from collections.abc import Mapping
 from itertools import permutations
@@ -17,16 +17,16 @@ from kd_lightning.utils.networks import call
 
 
 class MutualModule(BaseModule):
-    """Each student minimises the mean of an objective over all the others as its teacher.
+    """Mutual learning without a teacher.
 
-    The first student is the one that counts: ``accuracy`` is its figure, and it is what a
-    finished run returns.
+    Each student minimises the mean of the objective over all other students as its teacher.
+    The first student is reported: ``accuracy`` is its figure, and :func:`load_run` returns it.
 
     Args:
-        students: networks by name, or factories that make them for the task's data; None for
-            one more from the first one's factory.
-        objective: between one student and another, which gets no gradient from it; by default
-            that of the paper, hard loss plus KL at T = 1.
+        students: networks by name, or factories that create them for the task's data; None
+            repeats the first factory.
+        objective: loss between a student and another one as its teacher, which gets no
+            gradient; by default the paper's, the hard loss plus KL at T = 1.
         **training: see :class:`~kd_lightning.modules.base.BaseModule`.
 
     Raises:
@@ -65,7 +65,7 @@ class MutualModule(BaseModule):
         )
         self.network_name = f"students.{first}"
         self.objective = objective
-        if self.task.spec is not None:  # only a learned temperature has to be made
+        if self.task.spec is not None:  # only a learned temperature has anything to create
             nothing = torch.empty(0)
             objective.build(self.network, self.network, nothing, self.task.spec.num_classes)
         self.evaluations = nn.ModuleDict()  # of the other students
@@ -82,10 +82,12 @@ class MutualModule(BaseModule):
         target, index = self.task.rows(batch.target, batch.target), self.task.row_index(batch)
         peers = len(logits) - 1
         losses = {name: torch.zeros((), device=target.device) for name in logits}
+        # Each network runs once; its logits serve both as a student's and as a teacher's.
         for one, other in permutations(logits, 2):
             outputs = {"logits": logits[one]}, {"logits": logits[other]}
             found = self.objective(*outputs, target, index, self.progress)
             losses[one] = losses[one] + found["loss"] / peers
+        # The sum has each student's own gradient, since the objective detaches the others.
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
     def _logits(self, net: nn.Module, batch: Batch) -> Tensor:
@@ -99,7 +101,7 @@ class MutualModule(BaseModule):
         return {**super().describe(), **sizes}
 
     def evaluate(self, batch: Batch) -> dict[str, Any]:
-        """Predictions of the first student and, under ``others``, those of the rest by name."""
+        """Return predictions of the first student, and logits of the rest under ``others``."""
         others = {name: self._logits(self.students[name], batch) for name in self.others}
         return {**super().evaluate(batch), "others": others}
 

@@ -11,10 +11,10 @@ from kd_lightning.utils.networks import call
 
 
 class TeacherModule(BaseModule):
-    """Minimises the cross-entropy with the labels.
+    """Supervised training with the cross-entropy loss.
 
     Args:
-        net: the network; or a factory that makes it for the task's data.
+        net: the network, or a factory that creates it for the task's data.
         **training: see :class:`~kd_lightning.modules.base.BaseModule`.
     """
 

@@ -1,4 +1,4 @@
-"""One class for each sample."""
+"""Classification of whole samples."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from kd_lightning.tasks.task import Task
 
 
 class Classification(Task):
-    """A class for each sample: logits are B×C, targets B, and rows are samples."""
+    """One class per sample: logits are B×C, targets are B, and each row is a sample."""
 
     name = "classification"
 

@@ -1,7 +1,7 @@
-"""The interface of a task: everything that depends on what is predicted.
+"""Base class of tasks, which own everything that depends on what is predicted.
 
-Modules, objective, losses, cache and report know rows only: N predictions, each of one class
-out of C. A task turns what a network returns into those rows.
+Modules, objective, losses, cache and report work on rows: N predictions of one class out of
+C. A task converts a network's outputs into these rows.
 """
 
 from collections.abc import Callable
@@ -19,73 +19,75 @@ NetFactory = Callable[..., nn.Module]
 
 
 class Task:
-    """What the networks predict.
+    """Conversion of outputs to rows, and the figures measured on them.
 
-    A subclass overrides :meth:`rows` and :meth:`row_index` where a network returns more than
-    one prediction a sample, and :meth:`evaluation` and :meth:`diagnostics` where other figures
-    are measured.
+    A subclass implements :meth:`rows` and :meth:`row_index`, and overrides :meth:`evaluation`
+    and :meth:`diagnostics` to measure other figures.
 
     Args:
-        spec: what is known of the data. Without it networks must be given ready-made, and
-            what depends on the number of classes is made when the first batch comes.
+        spec: specification of the data. Without one, networks cannot be given as factories,
+            and objects that depend on the number of classes are created at the first batch.
     """
 
-    name: str
+    name: str  # recorded in checkpoints and run.json
 
     def __init__(self, spec: Spec | None = None) -> None:
         self.spec = spec
 
     def build(self, network: nn.Module | NetFactory) -> nn.Module:
-        """A network as given, or made for the data by a factory.
+        """Return the network, created by calling ``network`` if it is a factory.
 
         Raises:
-            UserError: if a factory is given and nothing is known of the data, or its settings
-                do not fit the data.
+            UserError: if a factory is given without a specification of the data, or rejects
+                its settings.
         """
         if isinstance(network, nn.Module):
             return network
         if self.spec is None:
             raise UserError(
-                "a network must be a torch.nn.Module, or a factory together with a task that "
-                f"knows its data: task={type(self).__name__}(spec); got {network!r}"
+                "a network must be a torch.nn.Module, or a factory with a specification of the "
+                f"data, as in task={type(self).__name__}(spec); got {network!r}"
             )
+        # Shapes and classes come from the data, so no configuration has to repeat them.
         return built(network, *self.spec.network_arguments)
 
     def example(self) -> Batch | None:
-        """A small batch of any content, for dry runs; None where nothing is known of the data."""
+        """Return a small batch of any content for dry runs; None without a specification."""
         return self.spec.example() if self.spec is not None else None
 
     def rows(self, values: Tensor, target: Tensor) -> Tensor:
-        """The rows of a batch that are asked for.
+        """Select the rows of a batch that have a target.
 
         Args:
-            values: one entry a prediction, B×… or B×L×…: logits, a layer's output, targets. A
-                layer without an entry for each prediction, such as a pooled one, is returned
-                as it is.
-            target: of the batch, B or B×L.
+            values: one entry per prediction, B×… or B×L×…: logits, a layer's output, or
+                targets. A layer without an entry per prediction, such as a pooled one, is
+                returned unchanged.
+            target: targets of the batch, B or B×L.
 
         Returns:
-            N×….
+            The rows, N×….
         """
+        # Padding and prompts are removed here, once, so no loss or metric needs a mask.
         raise NotImplementedError
 
     def row_index(self, batch: Batch) -> Tensor | None:
-        """Position of each row in the training set, N; None where a batch does not tell."""
+        """Return each row's position in the training set, N; None for a batch without index."""
         raise NotImplementedError
 
     def labels(self, target: Tensor) -> Tensor:
-        """The class of each row of the training set, from the targets of all samples."""
+        """Return the class of each training row, N, from the targets of all samples."""
         return self.rows(target, target)
 
     def evaluation(self, num_classes: int, with_teacher: bool) -> Evaluation:
-        """What is measured after every epoch."""
+        """Create the metrics computed after every epoch."""
         return Evaluation(num_classes, with_teacher)
 
     def diagnostics(self, num_classes: int, with_teacher: bool, with_tables: bool) -> Diagnostics:
-        """What is measured once, of the best epoch; tables for plots only where they are wanted."""
+        """Create the metrics computed once, for the best epoch; tables for plots are optional."""
         return Diagnostics(num_classes, with_teacher, with_tables)
 
     def plain(self) -> dict[str, Any]:
-        """What a checkpoint keeps: plain values only."""
+        """Return the task's entries in a checkpoint."""
+        # Plain values only: checkpoints are read with weights_only=True.
         spec = {"spec": self.spec.plain()} if self.spec is not None else {}
         return {"task": self.name, **spec}

@@ -1,1 +1,1 @@
-"""Where a teacher comes from, the store of trained teachers, the cache of their outputs."""
+"""Teachers: their sources, the store of trained ones, and the cache of their outputs."""

@@ -1,12 +1,12 @@
-"""Teacher outputs, computed once and read by sample index.
+"""Frozen teacher outputs, computed once and read by sample index.
 
-A table holds one output (``logits``, or a tapped layer) of a frozen teacher for every view of
-every sample of a split: V×N×…. On disk each output is a file of its own, so that methods that
-look at different layers share what they have in common. Its name is a key over the teacher's
-weights and code, the data, and how they are transformed.
+A table contains one output (``logits``, or a tapped layer) for every view of every sample of
+a split, V×N×…. Each output has its own file on disk, so methods that compare different layers
+share the others. The file's name is a hash of the teacher's weights and code, the data, and
+their transformation.
 
-Source of the idea for augmented data: Beyer et al. 2022 ("function matching"),
-arXiv 2106.05237: teacher and student must see the same view.
+Under augmentation, teacher and student see the same view: Beyer et al. 2022 ("function
+matching"), arXiv 2106.05237.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ from kd_lightning.utils.networks import Inputs, apply, fitting
 log = logging.getLogger(__name__)
 
 Tables = dict[str, Tensor]
-Compute = Callable[[list[str]], dict[str, Tables]]  # the tables of each of these outputs
-FORMAT = 3  # of the files; a new one leaves the old files alone
+Compute = Callable[[list[str]], dict[str, Tables]]  # computes the tables of the named outputs
+FORMAT = 3  # version of the files, a part of their key: files of other versions are not read
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-# A table of up to this many bytes is copied to the student's device when it is first read: on
-# a GPU, a copy of each batch's rows would synchronise every step.
+# Tables of up to this many bytes are copied to the student's device at the first read. Copying
+# the rows of each batch instead would synchronise the GPU in every step.
 ON_DEVICE = 2**30
 
 
 class CachedOutputs:
-    """The tables of one split, read a batch at a time.
+    """Tables of one split, read one batch at a time.
 
     Args:
-        tables: V×N×… each, and the number of classes, as :class:`TeacherCache` makes them.
+        tables: V×N×… each, and the number of classes, as created by :class:`TeacherCache`.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -52,7 +52,7 @@ class CachedOutputs:
         self.classes = int(self.tables.pop(":classes"))
 
     def read(self, index: Tensor, epoch: int) -> Outputs:
-        """The outputs for the samples at ``index``, B, in the view shown in an epoch."""
+        """Return the outputs for the samples at ``index``, B, in the view of an epoch."""
         return restore({k: self._rows(k, epoch, index) for k in self.tables}, self.classes)
 
     def _rows(self, name: str, epoch: int, index: Tensor) -> Tensor:
@@ -63,15 +63,16 @@ class CachedOutputs:
 
 
 class TeacherCache:
-    """Computes a frozen teacher's outputs for a split once and keeps them.
+    """Cache of a frozen teacher's outputs, on disk and in memory.
 
     Args:
-        root: the folder on disk that all processes share; None for memory alone.
-        max_bytes: the most that one split's tables may take, and the most that is held in
-            memory between the jobs of a process; 0 switches the cache off.
-        dtype: how numbers are stored, ``float32`` or ``float16``.
-        top_k: keep only the k largest logits of each prediction and the total mass of the
-            others, which is spread evenly over them again; for many classes.
+        root: folder shared by all processes; None to cache in memory only.
+        max_bytes: limit on the tables of one split, and on the tables held in memory between
+            the jobs of a process, in bytes; 0 disables the cache.
+        dtype: type of the stored numbers, ``float32`` or ``float16``.
+        top_k: number of logits to store per prediction, the largest ones. The total mass of
+            the others is stored, too, and spread evenly over them when read. For tasks with
+            many classes; all logits by default.
 
     Raises:
         UserError: if a setting is out of range.
@@ -99,17 +100,17 @@ class TeacherCache:
         device: torch.device,
         paths: Sequence[str] = (),
     ) -> CachedOutputs | None:
-        """The teacher's outputs for a split, computed if need be.
+        """Return the teacher's outputs for a split, computing those that are missing.
 
         Args:
             teacher: the network, in evaluation mode; it is moved to ``device``.
             inputs: the split.
-            device: where the teacher computes.
-            paths: layers to keep beside the logits.
+            device: device of the teacher.
+            paths: layers to cache in addition to the logits.
 
         Returns:
-            The outputs, or None where they cannot be kept: there is no end of views, or the
-            tables would exceed ``max_bytes``. The teacher is then run in every step.
+            The outputs, or None if they cannot be cached: the number of views is unlimited, or
+            the tables would exceed ``max_bytes``. The teacher must then run in every step.
         """
         if inputs.views == 0 or self.max_bytes == 0:
             return None
@@ -124,6 +125,7 @@ class TeacherCache:
             return None
         key = self._key(teacher, inputs)
         wanted = ["logits", *paths]
+        # Popped here and inserted again by _hold(), so the dictionary is ordered by last use.
         found = {name: self.held.pop(f"{key}-{name}", None) for name in wanted}
         if missing := [name for name, tables in found.items() if tables is None]:
             found |= self._find(key, missing, partial(self._compute, teacher, inputs, device))
@@ -132,32 +134,34 @@ class TeacherCache:
         return CachedOutputs({k: t for tables in kept.values() for k, t in tables.items()})
 
     def _hold(self, newest: dict[str, Tables]) -> None:
-        """Keep tables for the next job of this process, dropping the oldest for want of room."""
+        """Keep tables for the next job of this process, and drop the least recently used."""
         self.held |= newest
         for name in [name for name in self.held if name not in newest]:
             if sum(_size(tables) for tables in self.held.values()) > self.max_bytes:
                 del self.held[name]
 
     def _find(self, key: str, wanted: list[str], compute: Compute) -> dict[str, Tables]:
-        """The tables of each output, computed where they are not on disk."""
+        """Return the tables of each output, computing those that are not on disk."""
         if self.root is None:
             return compute(wanted)
         try:
             return _find_on_disk(self.root, key, wanted, compute)
-        except OSError as error:
+        except OSError as error:  # a full or read-only disk costs time, but must not end a run
             log.warning("teacher outputs stay in memory: %s (see cache.root=)", error)
             return compute(wanted)
 
     def _bytes(
         self, teacher: nn.Module, inputs: Prepared, device: torch.device, paths: Sequence[str]
     ) -> int:
+        # Extrapolated from one sample: stored size depends on layers, dtype and top_k.
         _, _, batch = next(iter(inputs.batches(device)))
         rows = self._compact(run_teacher(teacher, apply(batch, lambda x: x[:1]), paths)).values()
         return sum(row.nbytes for row in rows) * inputs.size * inputs.views
 
     def _key(self, teacher: nn.Module, inputs: Prepared) -> str:
-        # Networks with equal weights may still compute different things: their printed form
-        # shows other layers, their source text other code in forward().
+        # Equal weights do not imply equal outputs: repr() distinguishes layers without
+        # weights, and the source code distinguishes forward() methods. The weights themselves
+        # are hashed instead of a path, because a checkpoint file can be overwritten.
         code = sources(type(part).__module__ for part in teacher.modules())
         about = (FORMAT, repr(teacher), code, inputs.fingerprint, inputs.views)
         stored = (self.dtype, self.top_k)
@@ -183,7 +187,7 @@ class TeacherCache:
             for name in wanted:
                 worst[name] = max(worst[name], _largest_error(name, exact[name], again[name]))
             for name, rows in stored.items():
-                output = name if name in paths else "logits"  # which may be several tables
+                output = name if name in paths else "logits"  # with top_k, logits take 3 tables
                 if output in tables:
                     shape = (inputs.views, inputs.size, *rows.shape[1:])
                     table = tables[output].setdefault(name, torch.empty(shape, dtype=rows.dtype))
@@ -199,8 +203,8 @@ class TeacherCache:
         if self.top_k is not None and self.top_k < rows["logits"].shape[-1]:
             z = rows["logits"].float()
             rows["logits"], rows[":top"] = z.topk(self.top_k)
-            # Their mass is kept as the logit that each of them would have if all were equal, so
-            # that the softmax of the restored row is exact for the k classes.
+            # The mass of the others is stored as the logit that each would have if all were
+            # equal, so the softmax of the restored row is exact for the k classes.
             others = z.scatter(-1, rows[":top"], -torch.inf).logsumexp(-1)
             rows[":other"] = others - math.log(z.shape[-1] - self.top_k)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
@@ -208,12 +212,12 @@ class TeacherCache:
 
 @torch.no_grad()
 def run_teacher(teacher: nn.Module, inputs: Inputs, paths: Sequence[str] = ()) -> Outputs:
-    """A teacher's ``logits`` and its layers at the paths, without gradient."""
+    """Return a teacher's ``logits`` and its layers at the paths, without gradient."""
     return tapped(teacher, fitting(inputs, teacher), paths)
 
 
 def restore(rows: Tables, classes: int) -> Outputs:
-    """Stored rows as the teacher computed them: float32, all classes."""
+    """Convert stored rows to the teacher's outputs: float32, all classes."""
     rows = {k: v.float() if v.is_floating_point() else v for k, v in rows.items()}
     if ":top" in rows:
         others = rows.pop(":other")[..., None]
@@ -223,13 +227,20 @@ def restore(rows: Tables, classes: int) -> Outputs:
 
 
 def _largest_error(name: str, exact: Tensor, stored: Tensor) -> float:
-    """Largest KL at T = 1 of logits; largest difference over the maximum of a layer."""
+    """Return the largest error that storage causes.
+
+    Returns:
+        KL at T = 1 of logits, in nats; of a layer, the difference relative to its maximum.
+
+    Raises:
+        UserError: if a value exceeds the range of float16.
+    """
     if torch.equal(exact, stored):
         return 0.0
     if not stored.isfinite().all() and exact.isfinite().all():
         raise UserError(
-            f"the teacher's {name} reach {exact.abs().max():.3g}, which cache.dtype=float16 cannot "
-            "hold: use cache.dtype=float32"
+            f"the teacher's {name} reach {exact.abs().max():.3g}, beyond the range of "
+            "cache.dtype=float16: use cache.dtype=float32"
         )
     if name != "logits":
         return ((exact - stored).abs().max() / exact.abs().max()).item()
@@ -255,16 +266,20 @@ def _find_on_disk(root: Path, key: str, wanted: list[str], compute: Compute) -> 
             computed = compute(missing)
             for name, tables in computed.items():
                 _write(files[name], tables)
+    # Mapped, so the processes of a sweep share one copy in the page cache. weights_only, since
+    # the folder may be shared, and loading a pickle would run code of whoever wrote it.
     return {n: torch.load(f, mmap=True, weights_only=True) for n, f in files.items()}
 
 
 def _write(file: Path, tables: Tables) -> None:
     write_atomically(file, lambda stream: torch.save(tables, stream))
+    # torch.load does not verify the checksums inside its archive: a flipped byte would silently
+    # become a wrong logit.
     write_text(file.with_suffix(".json"), json.dumps(_summary(file)))
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file is there and is what was written; warns where it is not."""
+    """Return whether a file exists and matches its checksum; warn if it is damaged."""
     if not file.is_file():
         return False
     try:

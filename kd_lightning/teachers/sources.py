@@ -1,8 +1,8 @@
-"""Where a teacher comes from: the store, given checkpoints, nowhere, or nothing at all.
+"""Sources of a teacher: the store, given checkpoints, random weights, or none.
 
-A source answers two questions, at two times. Which network? Before anything expensive, so that
-networks, layers and settings are checked against one another while a mistake still costs
-nothing. Which weights? Once that check has passed; a missing teacher is trained only then.
+A source works in two steps. :meth:`TeacherSource.network` returns the network before anything
+expensive happens, so networks, layers and settings are checked against one another first.
+:meth:`TeacherSource.find` provides the weights afterwards, training a missing teacher.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,27 @@ from torch import nn
 from kd_lightning.teachers.store import TeacherStore
 
 
+# A protocol, because this package must not import runs, which depends on Hydra.
 class Order(Protocol):
-    """What a job knows of the teacher it wants; :mod:`kd_lightning.runs.teacher` has it."""
+    """Specification of the teacher that a job needs.
+
+    Implemented by :class:`kd_lightning.runs.teacher.TeacherOrder`.
+    """
 
     def build(self) -> nn.Module:
-        """The network as configured, with the weights it was made with."""
+        """Return the configured network with its initial weights."""
         ...
 
     def load(self, net: nn.Module, run_dir: Path) -> None:
-        """Fill a network with the best checkpoint of a run."""
+        """Load the best checkpoint of a run into a network."""
         ...
 
     def given(self, paths: Sequence[str]) -> nn.Module:
-        """The trained network, or the ensemble of several, in given checkpoints."""
+        """Return the network in a given checkpoint, or the ensemble of several."""
         ...
 
     def key(self) -> str:
-        """Names everything that determines the weights of the teacher."""
+        """Return a key that identifies everything that determines the teacher's weights."""
         ...
 
     def train(self, home: Path) -> Any:
@@ -39,30 +43,30 @@ class Order(Protocol):
 
 
 class TeacherSource:
-    """Base class of the sources.
+    """Base class of teacher sources.
 
     Attributes:
-        control: the name of the control that a student of such a teacher is; empty where its
-            teacher has something to teach.
+        control: name of the control that a student of this teacher is; empty for a trained
+            teacher.
     """
 
     control = ""
 
     def network(self, order: Order) -> nn.Module | None:
-        """The teacher, perhaps still without its weights; None for no teacher."""
+        """Return the teacher, possibly without trained weights; None for no teacher."""
         raise NotImplementedError
 
     def find(self, order: Order, net: nn.Module) -> str:
-        """Give the network its weights.
+        """Load the weights into the network.
 
         Returns:
-            What names the teacher in the record of the run; empty if there is nothing to name.
+            The teacher's name in ``run.json``; empty if it has none.
         """
         return ""
 
 
 class FromStore(TeacherSource):
-    """A teacher that the store keeps, trained there first if need be.
+    """Teacher from the store, trained there first if it is missing.
 
     Args:
         root: folder of the store.
@@ -81,7 +85,7 @@ class FromStore(TeacherSource):
 
 
 class FromCheckpoint(TeacherSource):
-    """A teacher of the user's own; of several, the ensemble.
+    """Teacher from the user's checkpoints; several form an ensemble.
 
     Args:
         path: a run directory or checkpoint, or a list of them.
@@ -91,6 +95,7 @@ class FromCheckpoint(TeacherSource):
         self.paths = [path] if isinstance(path, str) else list(map(str, path))
 
     def network(self, order: Order) -> nn.Module:
+        # Loaded with its weights already: it costs little, and a wrong checkpoint shows early.
         return order.given(self.paths)
 
     def find(self, order: Order, net: nn.Module) -> str:
@@ -98,10 +103,10 @@ class FromCheckpoint(TeacherSource):
 
 
 class Untrained(TeacherSource):
-    """A control: a teacher with the weights it was made with.
+    """Control: a teacher with its initial random weights.
 
-    A student that gains from it over the baseline gains nothing that was learnt: any smooth
-    function of the input, or any softening of the labels, does as well.
+    If a student gains from it over the baseline, the gain does not come from the teacher's
+    training: any smooth function of the input, or softening of the labels, has the same effect.
     """
 
     control = "untrained"
@@ -111,7 +116,7 @@ class Untrained(TeacherSource):
 
 
 class NoTeacher(TeacherSource):
-    """No teacher: the student learns from labels alone, and nothing is compared with it."""
+    """No teacher: the student learns from labels alone, and fidelity is not measured."""
 
     def network(self, order: Order) -> None:
         return None

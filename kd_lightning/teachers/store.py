@@ -1,8 +1,8 @@
-"""The store of trained teachers: each is trained once and found again.
+"""Store of trained teachers, so that each teacher is trained once.
 
-The store is a folder with a run directory for each teacher, named by a key over everything
-that determines its weights. A teacher is finished once its directory has figures, since they
-are written last.
+The store is a folder with one run directory per teacher, named by a hash of everything that
+determines its weights. A teacher is finished if its directory has ``metrics.json``, which is
+written last.
 """
 
 import hashlib
@@ -24,57 +24,60 @@ log = logging.getLogger(__name__)
 
 
 def teacher_key(name: str, recipe: Mapping[str, Any]) -> str:
-    """A readable name with a hash of everything that determines a teacher's weights."""
+    """Return a readable name with a hash of everything that determines a teacher's weights."""
+    # Sorted, so the order of a configuration's entries does not change the key.
     text = json.dumps(recipe, sort_keys=True, default=str)
     return f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
 class TeacherStore:
-    """A folder of trained teachers, shared by runs, sweeps and processes.
+    """Folder of trained teachers, shared by runs, sweeps and processes.
 
     Args:
-        root: the folder; it is made where it is missing.
+        root: the folder; created if missing.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     def find_or_train(self, key: str, train: Callable[[Path], Any]) -> Path:
-        """The run directory of a teacher, trained if need be.
+        """Return the run directory of a teacher, training it if it is missing.
 
-        Of several processes that ask at once, one trains and the others wait. If it dies, the
-        next takes over in the same directory and resumes from the last checkpoint.
+        If several processes need the same teacher at once, one trains it and the others wait.
+        If that process dies, the next one resumes from the last checkpoint.
 
         Args:
-            key: names the teacher.
-            train: trains it in the given directory.
+            key: key of the teacher.
+            train: trains the teacher in the given directory.
 
         Raises:
-            UserError: if the store is not a folder or cannot be made, or a finished teacher
-                has lost its checkpoint.
+            UserError: if the store cannot be created, or a finished teacher has lost its
+                checkpoint.
         """
         home = self.root / key
         if not _finished(home):
             self._make_root()
             with self._lock(key):
-                if not _finished(home):
+                if not _finished(home):  # another process may have finished it meanwhile
                     log.info("training the teacher %s", key)
                     train(home)
         if not (home / BEST).is_file():
-            raise UserError(f"the teacher in {home} has lost its checkpoint: delete it to retrain")
+            raise UserError(
+                f"the teacher in {home} has lost its checkpoint: delete the folder to retrain it"
+            )
         return home
 
     def publish(self, key: str, run_dir: Path) -> None:
-        """Copy a finished run into the store as the teacher of that key, unless it has one."""
+        """Copy a finished run into the store under a key, unless the key exists."""
         home = self.root / key
         if home == run_dir or not (run_dir / "checkpoints").is_dir():
-            return  # trained in place, or a trial run without checkpoints
+            return  # trained in the store itself, or a trial run without checkpoints
         self._make_root()
         with self._lock(key):
             if not _finished(home):
                 for folder in (".hydra", "checkpoints"):
                     copytree(run_dir / folder, home / folder, dirs_exist_ok=True)
-                # the figures last: they say that the teacher is finished
+                # metrics.json last: its presence marks the teacher as finished
                 for name in (FACTS, METRICS):
                     write_text(home / name, (run_dir / name).read_text(encoding="utf-8"))
 
@@ -86,6 +89,8 @@ class TeacherStore:
 
     @contextmanager
     def _lock(self, key: str) -> Iterator[None]:
+        # A file lock, which the system releases when its process dies, so no stale lock can
+        # block the store. One per key: different teachers train at the same time.
         lock = FileLock(self.root / f".{key}.lock")
         try:
             lock.acquire(timeout=0.1)
