@@ -4,9 +4,10 @@ import time
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from kd_lightning.metrics.cost import costs, latency
+from kd_lightning.metrics.cost import costs, latency, multiply_adds
 from kd_lightning.nets.cnn import StudentCNN
 
 
@@ -62,3 +63,20 @@ def test_latency_restores_the_mode_and_changes_no_statistics() -> None:
     latency(net, torch.ones(1, 3))
     assert (net.training, net[0].training, net[1].training) == (True, True, False)
     assert torch.equal(net[0].running_mean, mean)
+
+
+# Multiply-adds in G as torchvision publishes them ("GFLOPS" in its tables of weights).
+PUBLISHED = {
+    **{"resnet18": 1.814, "resnet50": 4.089, "resnet101": 7.801, "vgg16": 15.47},
+    **{"mobilenet_v3_small": 0.057, "mobilenet_v3_large": 0.217, "densenet121": 2.834},
+    **{"efficientnet_b0": 0.386, "convnext_tiny": 4.456, "swin_t": 4.491, "vit_b_16": 17.564},
+}
+
+
+@pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
+def test_multiply_adds_equal_those_published_for_torchvision(name: str, published: float) -> None:
+    with torch.device("meta"):  # shapes alone decide
+        net = getattr(torchvision.models, name)()
+        counted = multiply_adds(net, torch.zeros(1, 3, 224, 224))[""]
+    assert round(counted / 1e9, 3) == published
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -171,3 +171,16 @@ def test_dictionary_without_weights_is_refused(tmp_path: Path, content: Any) -> 
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"another network than MLP.*net@student="):
         load_network(MLP(SHAPE, 3), tmp_path / "x.ckpt", option="net@student")
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_in_a_weight_is_refused(tmp_path: Path, place: float) -> None:
+    file = tmp_path / "x.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(10_000)}}, file)
+    content = bytearray(file.read_bytes())
+    start = content.index(torch.ones(100).numpy().tobytes())
+    content[start + int(place * 40_000)] ^= 1
+    file.write_bytes(content)
+    assert torch.load(file, weights_only=True)  # torch itself does not notice
+    with pytest.raises(UserError, match="is damaged"):
+        read_checkpoint(file)
