@@ -1,6 +1,7 @@
 """Tests of the facts in run.json: what defines a result, and what does not."""
 
 import json
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from kd_lightning import __version__
 from kd_lightning.cli.train import CONF
@@ -24,13 +25,18 @@ from kd_lightning.utils.errors import UserError
 SPEC = ImageSpec((1, 28, 28), 10, (0.5,), (0.5,))
 
 
+@cache
+def composed(*typed: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["data=digits", *typed], return_hydra_config=True)
+
+
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns the facts of a command, without training anything."""
 
     def record(*typed: str, run_dir: str = "runs/1") -> dict[str, Any]:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            whole = compose("train", ["data=digits", *typed], return_hydra_config=True)
+        whole = composed(*typed).copy()
         with open_dict(whole):
             whole.hydra.runtime.output_dir = run_dir
         monkeypatch.setattr(HydraConfig.instance(), "cfg", whole)

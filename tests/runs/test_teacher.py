@@ -1,6 +1,7 @@
 """Tests of a teacher's key and order: it changes with all that determines the weights."""
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def data() -> DigitsDataModule:
     return data
 
 
+@cache
 def composed(*typed: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", ["data=digits", "run_dir=here", *typed])
