@@ -1,4 +1,4 @@
-"""A run of two processes: figures over all samples of both, and one run directory."""
+"""Tests of a run on two processes: figures over the samples of both, and one run directory."""
 
 from pathlib import Path
 
@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Sweep
-
-from kd_lightning import load_run
-from kd_lightning.data.digits import DigitsDataModule
+from conftest import Sweep, accuracy, read_facts, read_metrics, recompute
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +17,7 @@ def run_dir(device_sweep: Sweep) -> Path:
     return device_sweep.folder / "2"
 
 
-def test_each_test_sample_is_read_once_by_one_process(device_sweep: Sweep, run_dir: Path) -> None:
+def test_each_test_sample_is_read_by_one_process(device_sweep: Sweep, run_dir: Path) -> None:
     first, second = (notes["test"] for notes in device_sweep.spied(run_dir))
     assert sorted(first + second) == list(range(360))
     assert first
@@ -29,41 +26,47 @@ def test_each_test_sample_is_read_once_by_one_process(device_sweep: Sweep, run_d
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_accuracy_is_over_the_samples_of_both_processes(run_dir: Path, split: str) -> None:
-    run, data = load_run(run_dir), DigitsDataModule()
-    data.setup()
-    inputs, target = data.splits[split]
-    correct = run.predict(inputs).argmax(1) == target
-    assert run.metrics[f"{split}/accuracy"] == correct.float().mean().item()
+    expected = accuracy(*recompute(run_dir, split))
+    assert read_metrics(run_dir)[f"{split}/accuracy"] == pytest.approx(expected, abs=1e-7)
 
 
-def test_what_is_measured_against_the_teacher_is_too(run_dir: Path) -> None:
-    run = load_run(run_dir)
-    teacher = load_run(Path(run.metrics["teacher"]).parent.parent)
-    _, (inputs, target) = DigitsDataModule().load()
-    p_s, p_t = run.predict(inputs).double(), teacher.predict(inputs).double()
-    same, taught = p_s.argmax(1) == p_t.argmax(1), p_t.argmax(1)
-    assert run.metrics["test/agreement"] == same.float().mean().item()
-    assert run.metrics["test/teacher_accuracy"] == (taught == target).float().mean().item()
-    inherited = same[taught != target].double().mean()
-    assert run.metrics["test/inherited_errors"] == pytest.approx(inherited.item())
-    kl = (p_t * (p_t.log() - p_s.log())).sum(1).mean()
-    assert run.metrics["test/kl_teacher"] == pytest.approx(kl.item(), rel=1e-4)
+def test_fidelity_is_over_the_samples_of_both_processes(run_dir: Path) -> None:
+    metrics = read_metrics(run_dir)
+    z_s, target = recompute(run_dir, "test")
+    z_t, _ = recompute(Path(read_facts(run_dir)["teacher"]), "test")
+    same, taught = z_s.argmax(1) == z_t.argmax(1), z_t.argmax(1) == target
+    log_s, log_t = z_s.log_softmax(1), z_t.log_softmax(1)
+    expected = {
+        "agreement": same.double().mean(),
+        "teacher_accuracy": taught.double().mean(),
+        "inherited_errors": same[~taught].double().mean(),
+        "kl_teacher": (log_t.exp() * (log_t - log_s)).sum(1).mean(),
+        "loss": F.cross_entropy(z_s, target),
+    }
+    found = {name: metrics[f"test/{name}"] for name in expected}
+    assert found == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-4)
 
 
-def test_evidence_counts_each_validation_sample_once(run_dir: Path) -> None:
-    run, data = load_run(run_dir), DigitsDataModule()
-    data.setup()
-    inputs, target = data.splits["val"]
-    p = run.predict(inputs)
-    with np.load(run_dir / "evidence.npz") as tables:
+def test_diagnostics_count_each_validation_sample_once(run_dir: Path) -> None:
+    logits, target = recompute(run_dir, "val")
+    p = logits.softmax(1)
+    with np.load(run_dir / "diagnostics.npz") as tables:
         assert tables["bins"][:, 0].sum() == tables["teacher_bins"][:, 0].sum() == 144
         confusion, probabilities = (tables[k] for k in ("confusion", "class_probabilities"))
     counted = torch.bincount(target * 10 + p.argmax(1), minlength=100)
     assert confusion.tolist() == counted.view(10, 10).tolist()
-    own = torch.stack([p[target == c].mean(0) for c in range(10)])
-    torch.testing.assert_close(torch.from_numpy(probabilities), own)
+    own = torch.stack([p[target == c].mean(0) for c in range(10)]).float()
+    torch.testing.assert_close(torch.from_numpy(probabilities), own, rtol=1e-4, atol=1e-6)
     brier = (p - F.one_hot(target, 10)).square().sum(1).mean()
-    assert run.metrics["val/brier"] == pytest.approx(brier.item(), rel=1e-4)
+    assert read_metrics(run_dir)["val/brier"] == pytest.approx(brier.item(), rel=1e-4)
+
+
+def test_facts_name_the_number_of_processes(device_sweep: Sweep) -> None:
+    facts = [read_facts(job) for job in device_sweep]
+    assert [f["processes"] for f in facts] == [1, 1, 2, 2, 1, 1]
+    assert [f["overrides"]["trainer.devices"] for f in facts] == [*"112211"]
+    settings = [f["settings"] for f in facts]  # where it ran is no part of what was computed
+    assert settings[0] == settings[2] == settings[4] != settings[1]
 
 
 def test_one_run_directory_with_one_set_of_files(device_sweep: Sweep, run_dir: Path) -> None:

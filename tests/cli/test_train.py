@@ -1,21 +1,25 @@
-"""The command, end to end: what a run leaves behind, and which teacher it learns from."""
+"""Tests of the command: the run directory it writes, and the teacher it finds or trains."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
+import torch.nn.functional as F
+from conftest import Command, accuracy, read_facts, read_metrics, recompute, same_weights
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch import Tensor
 
 from kd_lightning import load_run
 from kd_lightning.data.digits import DigitsDataModule
-from kd_lightning.runs.directory import commit
+from kd_lightning.runs.checkpoints import read_checkpoint
+from kd_lightning.runs.record import commit
 from kd_lightning.utils.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 SPLITS = ("val/", "test/")
 OWN = ("accuracy", "loss", "ece", "brier")
@@ -37,37 +41,103 @@ def events(digits_run: Path) -> EventAccumulator:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder and what is in it."""
+    """Every file in a folder with its content."""
     files = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def test_the_run_directory_is_as_designed(digits_run: Path) -> None:
+def test_run_directory_has_the_documented_files(digits_run: Path) -> None:
     names = {p.name for p in digits_run.iterdir()}
-    files = {"metrics.json", "metrics.csv", "evidence.npz", "train.log"}
+    files = {"run.json", "metrics.json", "metrics.csv", "diagnostics.npz", "train.log"}
     assert names == {".hydra", "checkpoints", "tensorboard", *files}
     assert {p.name for p in (digits_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-def test_the_kept_configuration_is_resolved(digits_run: Path) -> None:
+def test_saved_configuration_is_resolved(digits_run: Path) -> None:
     text = (digits_run / ".hydra" / "config.yaml").read_text()
     assert "max_epochs: 2" in text
     assert "${" not in text
 
 
-def test_metrics_are_flat_and_complete(digits_run: Path, store: Path) -> None:
-    metrics = json.loads((digits_run / "metrics.json").read_text())
+def test_metrics_are_flat_numbers_and_complete(digits_run: Path) -> None:
+    metrics = read_metrics(digits_run)
     measured = {name for name in metrics if name.startswith(SPLITS)}
     assert measured == {split + name for split in SPLITS for name in FIGURES | OF_CLASSES}
-    assert not [k for k, v in metrics.items() if not isinstance(v, int | float | str)]
+    assert not [k for k, v in metrics.items() if type(v) not in (int, float)]
+    costs = {"parameters", "bytes", "multiply_adds", "latency_ms"}
+    of_a_teacher = {f"teacher_{name}" for name in costs}
+    assert {*metrics} - measured == {
+        *(costs | of_a_teacher),
+        *("compression", "seconds", "epochs"),
+    }
     assert (metrics["parameters"], metrics["teacher_parameters"]) == (27_210, 1_199_882)
     assert metrics["compression"] == 1_199_882 / 27_210
-    assert (metrics["seed"], metrics["epochs"]) == (0, 2)
+    assert metrics["epochs"] == 2
     assert metrics["seconds"] > 0
-    assert metrics["commit"].split("-dirty")[0] == commit().split("-dirty")[0]
-    assert store in Path(metrics["teacher"]).parents
-    assert metrics["test/accuracy"] > 0.8
-    assert metrics["test/teacher_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_figures_equal_recomputation_in_float64(digits_run: Path, split: str) -> None:
+    metrics = read_metrics(digits_run)
+    z_s, target = recompute(digits_run, split)
+    z_t, _ = recompute(Path(read_facts(digits_run)["teacher"]), split)
+    label = F.one_hot(target, 10)
+    expected = {
+        "accuracy": accuracy(z_s, target),
+        "teacher_accuracy": accuracy(z_t, target),
+        "agreement": accuracy(z_s, z_t.argmax(1)),
+        "loss": F.cross_entropy(z_s, target).item(),
+        "teacher_loss": F.cross_entropy(z_t, target).item(),
+        "brier": (z_s.softmax(1) - label).square().sum(1).mean().item(),
+        "teacher_brier": (z_t.softmax(1) - label).square().sum(1).mean().item(),
+        "kl_teacher": kl(z_t, z_s, 1.0),
+        "kl_teacher_t": kl(z_t, z_s, 5.0),
+        **{
+            f"class_accuracy_{c}": accuracy(z_s[target == c], target[target == c])
+            for c in range(10)
+        },
+    }
+    found = {name: metrics[f"{split}/{name}"] for name in expected}
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def kl(z_t: Tensor, z_s: Tensor, t: float) -> float:
+    """Mean KL(p_t ‖ p_s) at a temperature."""
+    log_t, log_s = (z_t / t).log_softmax(1), (z_s / t).log_softmax(1)
+    return (log_t.exp() * (log_t - log_s)).sum(1).mean().item()
+
+
+def test_best_checkpoint_is_that_of_the_best_epoch(digits_run: Path) -> None:
+    with (digits_run / "metrics.csv").open(newline="") as file:
+        epochs = [r for r in csv.DictReader(file) if r["val/accuracy"] and not r["test/accuracy"]]
+    best = max(epochs, key=lambda row: float(row["val/accuracy"]))
+    checkpoint = read_checkpoint(digits_run / "checkpoints" / "best.ckpt")
+    assert checkpoint["epoch"] == int(best["epoch"])
+    assert read_metrics(digits_run)["val/accuracy"] == pytest.approx(float(best["val/accuracy"]))
+
+
+def test_facts_of_the_run(digits_run: Path, store: Path) -> None:
+    facts = read_facts(digits_run)
+    home = Path(facts["teacher"])
+    assert home.parent == store
+    about = {k: facts[k] for k in ("format", "task", "role", "method", "seed", "processes")}
+    assert about == {
+        "format": 1,
+        "task": "classification",
+        "role": "student",
+        "method": "kd",
+        "seed": 0,
+        "processes": 1,
+    }
+    assert facts["links"] == []
+    assert facts["overrides"] == {"data": "digits", "trainer.max_epochs": "2", "profile": "True"}
+    assert facts["code"].removesuffix("-dirty") == commit().removesuffix("-dirty")
+    own = read_metrics(home)
+    assert facts["teacher_figures"] == {k: v for k, v in own.items() if "class_" not in k}
+    teacher = read_facts(home)
+    assert (teacher["role"], teacher["method"], teacher["teacher"]) == ("teacher", "", "")
+    assert teacher["overrides"] == {}  # no user typed its command
+    assert teacher["settings"]["trainer.max_epochs"] == 5
 
 
 def test_every_term_is_in_the_csv(digits_run: Path) -> None:
@@ -99,10 +169,10 @@ def test_tensorboard_shows_the_graph(events: EventAccumulator) -> None:
     assert any("student" in name.lower() for name in names)
 
 
-def test_tensorboard_shows_choices_with_final_figures(
+def test_tensorboard_shows_settings_with_final_figures(
     events: EventAccumulator, digits_run: Path
 ) -> None:
-    metrics = json.loads((digits_run / "metrics.json").read_text())
+    metrics = read_metrics(digits_run)
     plugin = {
         tag: HParamsPluginData.FromString(data)
         for tag, data in events.PluginTagToContent("hparams").items()
@@ -124,16 +194,22 @@ def test_tensorboard_shows_choices_with_final_figures(
         assert point.value == pytest.approx(metrics[tag.replace("val_best", "val")])
 
 
-def test_load_run_gives_the_trained_student_back(digits_run: Path) -> None:
+def test_load_run_predicts_as_the_best_checkpoint(digits_run: Path) -> None:
     run = load_run(digits_run)
     _, test = DigitsDataModule().load()
-    probabilities = run.predict(test.inputs)
-    assert torch.allclose(probabilities.sum(1), torch.ones(360))
-    correct = probabilities.argmax(1) == test.target
-    assert correct.float().mean().item() == run.metrics["test/accuracy"]
+    expected, target = recompute(digits_run, "test")
+    assert torch.equal(target, test.target)
+    found = run.predict(test.inputs)
+    torch.testing.assert_close(found.double(), expected.softmax(1), rtol=1e-4, atol=1e-6)
+    assert run.facts == read_facts(digits_run)
+    assert run.metrics == read_metrics(digits_run)
+    assert (run.role, run.seed, run.is_finished) == ("student", "0", True)
+    assert not run.network.training
 
 
-def test_load_run_refuses_a_stranger_without_running_it(digits_run: Path, tmp_path: Path) -> None:
+def test_load_run_refuses_an_unknown_class_without_calling_it(
+    digits_run: Path, tmp_path: Path
+) -> None:
     run_dir, trace = shutil.copytree(digits_run, tmp_path / "run"), tmp_path / "trace"
     config = load_run(run_dir).config
     config.model.student = {"_target_": "os.system", "command": f"touch {trace}"}
@@ -143,36 +219,41 @@ def test_load_run_refuses_a_stranger_without_running_it(digits_run: Path, tmp_pa
     assert not trace.exists()
 
 
-@pytest.mark.slow
-def test_a_teacher_is_found_in_the_store_or_given_by_path(
+def test_teacher_is_found_in_the_store_or_given_by_path(
     digits_run: Path, command: Command, tmp_path: Path
 ) -> None:
-    trained = Path(json.loads((digits_run / "metrics.json").read_text())["teacher"])
-    store = tmp_path / "store"  # of its own: other tests fill the common one at the same time
-    home = shutil.copytree(trained.parent.parent, store / trained.parent.parent.name)
+    trained = Path(read_facts(digits_run)["teacher"])
+    store = tmp_path / "store"  # of its own: other tests fill the common one meanwhile
+    home = shutil.copytree(trained, store / trained.name)
     before = content(home)
     copy = shutil.copytree(home, tmp_path / "teacher")
-    file = shutil.copy(trained, tmp_path / "teacher.pt")
-    done = command(
-        *("-m", "data=digits", "trainer.max_epochs=1", f"teacher_ckpt=null,{copy},{file}"),
-        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    file = Path(shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "teacher.pt"))
+    common = ("-m", "data=digits", "trainer.max_epochs=1")
+    short = command(
+        *(*common, f"teacher_ckpt=null,{copy},{file}", f"hydra.sweep.dir={tmp_path / 'short'}"),
         KD_TEACHERS=str(store),
     )
-    assert done.returncode == 0, done.stderr
-    assert "training the teacher" not in done.stdout
+    long = command(
+        *(*common, "teacher_from=checkpoint", f"teacher_from.path={copy},{file}"),
+        f"hydra.sweep.dir={tmp_path / 'long'}",
+        KD_TEACHERS=str(store),
+    )
+    for done in (short, long):
+        assert done.returncode == 0, done.stderr
+        assert "training the teacher" not in done.stdout
     assert content(home) == before
     assert [path for path in store.iterdir() if path.is_dir()] == [home]
-    jobs = [tmp_path / "sweep" / str(n) for n in range(3)]
-    metrics = [json.loads((job / "metrics.json").read_text()) for job in jobs]
-    given = [home / "checkpoints/best.ckpt", copy / "checkpoints/best.ckpt", file]
-    assert [Path(m["teacher"]) for m in metrics] == given
+    jobs = [tmp_path / "short" / n for n in "012"] + [tmp_path / "long" / n for n in "01"]
+    facts = [read_facts(job) for job in jobs]
+    assert [f["teacher"] for f in facts] == list(map(str, [home, copy, file, copy, file]))
+    figures = facts[0]["teacher_figures"]
+    assert figures["test/accuracy"] == read_metrics(trained)["test/accuracy"]
+    assert [f["teacher_figures"] for f in facts] == [figures, figures, {}, figures, {}]
     first, *others = (load_run(job).network.state_dict() for job in jobs)
-    for other in others:
-        assert all(torch.equal(first[k], other[k]) for k in first)
+    assert all(same_weights(first, other) for other in others)
 
 
-@pytest.mark.slow
-def test_a_trained_teacher_is_offered_to_later_students(command: Command, tmp_path: Path) -> None:
+def test_trained_teacher_is_offered_to_later_students(command: Command, tmp_path: Path) -> None:
     shared = tmp_path / "store"
     done = command(
         *("-m", "data=digits", "teacher.width=2", "model=teacher,student"),
@@ -183,43 +264,77 @@ def test_a_trained_teacher_is_offered_to_later_students(command: Command, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "training the teacher" not in done.stdout
     (home,) = (p for p in shared.iterdir() if p.is_dir())
-    metrics = json.loads((tmp_path / "sweep" / "1" / "metrics.json").read_text())
-    assert Path(metrics["teacher"]) == home / "checkpoints" / "best.ckpt"
-    trained = load_run(tmp_path / "sweep" / "0")
-    published = load_run(home)
-    for name, weight in trained.network.state_dict().items():
-        assert torch.equal(weight, published.network.state_dict()[name])
-    assert metrics["test/teacher_accuracy"] == trained.metrics["test/accuracy"]
+    teacher, student = tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"
+    assert read_facts(student)["teacher"] == str(home)
+    for name in ("run.json", "metrics.json", "checkpoints/best.ckpt", ".hydra/config.yaml"):
+        assert (home / name).read_bytes() == (teacher / name).read_bytes()
+    metrics = read_metrics(student)
+    assert metrics["test/teacher_accuracy"] == read_metrics(teacher)["test/accuracy"]
 
 
-@pytest.mark.slow
-def test_other_precisions_run_to_their_end(command: Command, tmp_path: Path) -> None:
+def test_baseline_without_teacher_has_no_teacher_figures(command: Command, tmp_path: Path) -> None:
     done = command(
-        *("-m", "data=digits", "trainer.max_epochs=1", "trainer.precision=bf16-true,64-true"),
-        *("method=crd", "data.train_fraction=0.3", f"hydra.sweep.dir={tmp_path}"),
+        *("data=digits", "method=ce", "teacher_from=none", "trainer.max_epochs=1"),
+        f"hydra.run.dir={tmp_path / 'run'}",
+        KD_TEACHERS=str(tmp_path / "store"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "store").exists()
+    facts, metrics = read_facts(tmp_path / "run"), read_metrics(tmp_path / "run")
+    assert (facts["role"], facts["teacher"], facts["teacher_figures"]) == ("baseline", "", {})
+    teachers = ("teacher", "agreement", "inherited", "compression")
+    assert not [name for name in metrics if any(word in name for word in teachers)]
+    expected = accuracy(*recompute(tmp_path / "run", "test"))
+    assert metrics["test/accuracy"] == pytest.approx(expected, abs=1e-7)
+
+
+def test_distillation_without_teacher_is_one_line(command: Command, tmp_path: Path) -> None:
+    done = command(
+        "data=digits", "method=kd", "teacher_from=none", f"hydra.run.dir={tmp_path / 'run'}"
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: this objective needs a teacher: see teacher=, teacher_from=\n"
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tolerance"),
+    [("bf16-true", torch.bfloat16, 0.02), ("64-true", torch.float64, 1e-9)],
+)
+def test_other_precisions_train_and_measure(
+    command: Command, tmp_path: Path, precision: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    done = command(
+        *("data=digits", "trainer.max_epochs=1", f"trainer.precision={precision}"),
+        *("method=crd", "data.train_fraction=0.3", f"hydra.run.dir={tmp_path}"),
         *("teacher.width=8", "pretrain.trainer.max_epochs=1"),
     )
     assert done.returncode == 0, done.stderr
-    for job in "01":
-        metrics = json.loads((tmp_path / job / "metrics.json").read_text())
-        assert metrics["test/accuracy"] > 0.3
-        assert metrics["latency_ms"] > 0
+    state = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["state_dict"]
+    weights = [v for k, v in state.items() if k.startswith("student.") and v.is_floating_point()]
+    assert {weight.dtype for weight in weights} == {dtype}
+    expected = accuracy(*recompute(tmp_path, "test", train_fraction=0.3))
+    metrics = read_metrics(tmp_path)
+    assert metrics["test/accuracy"] == pytest.approx(expected, abs=max(tolerance, 1e-7))
+    assert metrics["latency_ms"] > 0
 
 
-@pytest.mark.slow
-def test_an_untrained_teacher_can_be_compared_with_by_any_method(
-    command: Command, tmp_path: Path
-) -> None:
+def test_untrained_teacher_works_with_methods_on_layers(command: Command, tmp_path: Path) -> None:
     done = command(
-        *("data=digits", "trainer.max_epochs=1", "model=untrained_teacher", "method=crd"),
-        f"hydra.run.dir={tmp_path}",
+        *("data=digits", "trainer.max_epochs=1", "teacher_from=untrained", "method=crd"),
+        f"hydra.run.dir={tmp_path / 'run'}",
+        KD_TEACHERS=str(tmp_path / "store"),
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "metrics.json").read_text())["test/accuracy"] > 0.5
+    assert not (tmp_path / "store").exists()
+    facts, metrics = read_facts(tmp_path / "run"), read_metrics(tmp_path / "run")
+    assert (facts["role"], facts["teacher"]) == ("control: untrained", "")
+    assert metrics["test/teacher_accuracy"] < 0.3  # of ten classes, unlearnt
+    expected = accuracy(*recompute(tmp_path / "run", "test"))
+    assert metrics["test/accuracy"] == pytest.approx(expected, abs=1e-7)
 
 
-@pytest.mark.slow
-def test_a_teacher_of_images_on_another_scale_is_said(
+def test_teacher_of_images_on_another_scale_is_warned_of(
     command: Command, digits_run: Path, tmp_path: Path
 ) -> None:
     done = command(
@@ -227,4 +342,5 @@ def test_a_teacher_of_images_on_another_scale_is_said(
         *(f"teacher_ckpt={digits_run}", "net@teacher=student_cnn", f"hydra.run.dir={tmp_path}"),
     )
     assert done.returncode == 0, done.stderr
-    assert "was trained on images of mean" in (tmp_path / "train.log").read_text()
+    log = (tmp_path / "train.log").read_text()
+    assert f"the teacher in {digits_run}/checkpoints/best.ckpt was trained on images of mean" in log
