@@ -1,1 +1,1 @@
-"""The commands, and what stands between Hydra and Lightning."""
+"""Commands, and the glue between Hydra and Lightning."""

@@ -1,4 +1,4 @@
-"""Printing: the terminal, and tables in it."""
+"""Output to the terminal: tables, paths and sentences."""
 
 import os
 from pathlib import Path
@@ -12,45 +12,46 @@ from kd_lightning.report.read import Convert, read_runs
 from kd_lightning.report.sweep import chain_table, run_table
 from kd_lightning.report.table import Table
 
-WRAPPED = 10  # characters of a name or a verdict that stay in one line
+WRAPPED = 10  # smallest width of a column of names or verdicts, in characters
 
 
 def print_run(run_dir: Path, convert: Convert | None = None) -> None:
-    """Print the figures of a finished run, beside its teacher's."""
+    """Print the figures of a finished run and of its teacher."""
     (run,) = read_runs([run_dir], convert)
     print_table(run_table(run))
     print_path("run", run_dir)
 
 
 def print_chain(run_dir: Path, convert: Convert | None = None) -> None:
-    """Print the figures of each link of a finished chain, and of all links together."""
+    """Print the figures of each link of a finished chain, and of their ensemble."""
     (run,) = read_runs([run_dir], convert)
     print_table(chain_table(run, convert))
     print_path("chain", run_dir)
 
 
 def print_table(table: Table) -> None:
-    """Print a table without the columns of least weight that the terminal has no room for."""
+    """Print a table, dropping the least important columns if the terminal is too narrow."""
     terminal = console()
     steps = max((column.dropped for column in table.columns), default=0)
     narrower = [_rich(table.narrowed(step)) for step in range(steps + 1)]
     fitting = (rich for rich in narrower if _least_width(rich) <= terminal.width)
-    # where none fits, the terminal itself wraps the lines: cutting them would hide figures
+    # If no variant fits, the terminal wraps the lines: cropping them would hide figures.
     terminal.print(next(fitting, narrower[-1]), crop=False)
 
 
 def print_path(name: str, path: Path) -> None:
-    """Print ``name: path`` in one line, so that the path can be copied."""
+    """Print ``name: path`` without line breaks, so the path can be copied."""
     console().print(f"{name}: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_line(line: str, style: str = "none") -> None:
-    """Print a sentence; what looks like markup in it is text."""
+    """Print a sentence; square brackets in it are not interpreted as markup."""
     console().print(line, markup=False, highlight=False, style=style)
 
 
 def console() -> Console:
-    """The terminal at its own width; a file or a pipe at 120 columns, or COLUMNS."""
+    """Return the console: at the terminal's width, or at 120 columns (or COLUMNS) in a pipe."""
+    # Rich's default without a terminal is 80 columns, in which most tables would wrap.
     terminal = Console()
     return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=120)
 
@@ -80,5 +81,5 @@ def _rich(table: Table) -> RichTable:
 
 
 def _least_width(rich: RichTable) -> int:
-    """The least width of a table, with two blanks between columns."""
+    """Return the smallest width of a table, with two spaces between columns."""
     return sum(2 + (column.min_width or 0) for column in rich.columns)

@@ -1,7 +1,7 @@
-"""``kd-inspect net@teacher=… net@student=… data=…``: both networks, layer by layer.
+"""``kd-inspect net@teacher=… net@student=… data=…``: print both networks, layer by layer.
 
-Prints the output shape and the cost of each layer, and proposes pairs of layers for methods
-that compare them, in the form to paste after ``train.py``.
+The command shows the output shape and cost of each layer, and proposes pairs of layers for
+methods that compare them, as arguments to paste after ``train.py``.
 """
 
 import hydra
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def inspect(cfg: DictConfig) -> float:
-    """Print both networks as configured, and the proposed pairs."""
+    """Print both configured networks and the proposed pairs of layers."""
     task = build_task(cfg, build_data(cfg))
     example = task.example()
     assert example is not None
@@ -41,7 +41,8 @@ def inspect(cfg: DictConfig) -> float:
 
 
 def print_side_by_side(tables: list[Table]) -> None:
-    """Print tables side by side, or one below the other where the terminal is too narrow."""
+    """Print tables side by side, or below each other if the terminal is too narrow."""
+    # Measured at an unlimited width, since rich otherwise folds the paths to make tables fit.
     grid = Table.grid(padding=(0, 4))
     grid.add_row(*tables)
     screen = console()
@@ -51,7 +52,13 @@ def print_side_by_side(tables: list[Table]) -> None:
 
 
 def network_table(name: str, net: nn.Module, sample: Inputs) -> Table:
-    """A row for each layer: path, output shape of one sample, parameters, multiply-adds."""
+    """Return a table with path, output shape, parameters and multiply-adds of each layer.
+
+    Args:
+        name: role of the network, for the title.
+        net: the network.
+        sample: a batch of inputs of any content; shapes and costs are those of one sample.
+    """
     counted = multiply_adds(net, sample)
     table = Table(title=f"{name}: {type(net).__name__}", box=box.SIMPLE_HEAD, title_justify="left")
     for column in ("path", "output", "parameters", "multiply-adds"):
@@ -65,7 +72,7 @@ def network_table(name: str, net: nn.Module, sample: Inputs) -> Table:
     shown: set[str] = set()
     for layer in layers(net, sample):
         path = layer.path.partition(":")[0]
-        # A layer with several outputs shows its costs beside the first.
+        # Costs are shown once per layer: a layer with several outputs has several rows.
         costs = () if path in shown else (count_parameters(layer.module), counted.get(path, 0))
         shown.add(path)
         table.add_row(layer.path, "×".join(map(str, layer.shape)), *map(in_short, costs))
@@ -75,7 +82,7 @@ def network_table(name: str, net: nn.Module, sample: Inputs) -> Table:
 
 
 def in_short(count: int) -> str:
-    """``1.18 M`` for 1,179,776; an empty string for 0."""
+    """Abbreviate a count: ``1.18 M`` for 1,179,776; an empty string for 0."""
     for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
         if count >= size:
             return f"{count / size:.3g}{unit}"
@@ -83,12 +90,13 @@ def in_short(count: int) -> str:
 
 
 def proposals(student: nn.Module, teacher: nn.Module, sample: Inputs) -> list[str]:
-    """Lines that name corresponding layers, ready to paste."""
+    """Return lines of arguments that name corresponding layers, ready to paste."""
     of_student, of_teacher = layers(student, sample), layers(teacher, sample)
     matched = [(s.path, t.path) for s, t in pairs(of_student, of_teacher)]
     last = (embedding(of_student).path, embedding(of_teacher).path)
     lines = []
     if matched:
+        # Of the pairs, the last is the default of these methods, see transfer.term.propose().
         lines += ["one pair of maps (fitnet, at, nst, vid, sp):", _paste("fitnet", matched[-1:])]
         lines += ["all pairs of maps (fsp, review):", _paste("review", matched)]
     return [*lines, "embeddings (rkd, cc, pkt, crd):", _paste("rkd", [last])]
@@ -100,12 +108,12 @@ def _paste(method: str, found: list[tuple[str, str]]) -> str:
         named = [_as_text(path) for path in paths]
         value = named[0] if len(named) == 1 else f"[{','.join(named)}]"
         word = f"method.transfer.{method}.{network}={value}"
-        words.append(repr(word) if set("'[") & set(value) else word)
+        words.append(repr(word) if set("'[") & set(value) else word)  # quoted for the shell
     return f"  method={method} {' '.join(words)}"
 
 
 def _as_text(path: str) -> str:
-    """A path, in quotes where Hydra would read it as a number, like 0.1 of unnamed layers."""
+    """Return a path, quoted if Hydra would read it as a number, such as 0.1."""
     return f"'{path}'" if path.replace(".", "", 1).isdigit() else path
 
 

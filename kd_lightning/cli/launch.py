@@ -1,4 +1,4 @@
-"""Between Hydra and Lightning: readable errors, resuming, the table of a sweep."""
+"""Launching jobs with Hydra: readable errors, resuming, and the table of a sweep."""
 
 import logging
 import math
@@ -30,19 +30,19 @@ IRRELEVANT_WARNINGS = (
     r".*in eval mode at the start of training.*",
     r".*does not have many workers.*",
     r".*smaller than the logging interval.*",
-    r".*exists and is not empty.*",  # a resumed run
+    r".*exists and is not empty.*",  # expected of the checkpoint folder of a resumed run
     r".*LeafSpec.*is deprecated.*",
     r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
 )
 
-TAKE_A_VALUE = {  # Hydra's flags
+TAKE_A_VALUE = {  # Hydra's flags that are followed by a value
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--experimental-rerun"),
 }
 
 
 def quieten() -> None:
-    """Silence messages that a user can do nothing about."""
+    """Silence messages that the user cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in IRRELEVANT_WARNINGS:
@@ -50,10 +50,10 @@ def quieten() -> None:
 
 
 def run_job(job: Callable[[], float]) -> float:
-    """Run one job; an error that the user can correct ends in one line.
+    """Run one job, and print errors that the user can correct in one line.
 
-    A single job exits with 1. In a sweep the other jobs continue; the failed one returns NaN,
-    and the sweep exits with 1 after its table.
+    A single job then exits with code 1. In a sweep the failed job returns NaN, the other jobs
+    continue, and the sweep exits with code 1 after printing its table.
     """
     try:
         return job()
@@ -64,14 +64,17 @@ def run_job(job: Callable[[], float]) -> float:
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"error: {message}", file=sys.stderr, flush=True)
         if "LOCAL_RANK" in os.environ:
-            sys.exit(0)  # rank 0 reports; if a child failed, Lightning would kill it first
+            # Code 0, because Lightning kills rank 0 as soon as another rank fails, and rank 0
+            # must still report the error.
+            sys.exit(0)
         if HydraConfig.get().mode is RunMode.RUN:
             sys.exit(1)
-        return math.nan
+        return math.nan  # a sweeper's objective; an exception would end the whole sweep
 
 
 def explain(error: BaseException | None) -> str | None:
-    """One line for an error that the user can correct; None for a bug."""
+    """Return a message of one line for an error that the user can correct; None for a bug."""
+    # Hydra and Lightning wrap errors, so the chain of causes is searched for a known one.
     while error is not None:
         if isinstance(error, UserError | MisconfigurationException | MissingMandatoryValue):
             return " ".join(str(error).split("\n    ")[0].split())
@@ -85,20 +88,20 @@ def explain(error: BaseException | None) -> str | None:
 
 
 def find_plugins() -> None:
-    """Make the code in the folders named by ``--config-dir`` importable."""
+    """Make code in the folders named by ``--config-dir`` importable, for user plugins."""
     sys.path += [folder for folder in config_dirs() if folder not in sys.path]
 
 
 def arranged(argv: list[str]) -> list[str]:
-    """The command line with its flags first; with ``resume=RUN_DIR`` what made that run, too.
+    """Return the command line for Hydra: flags first, and the overrides of a resumed run.
 
-    Hydra takes ``key=value`` words in one piece only. What is typed beside ``resume=`` comes
-    on top. Hydra's own record is left to us (output_subdir), so that a resumption that is
-    refused leaves the run as it was.
+    With ``resume=RUN_DIR`` the recorded overrides of that run come before those just typed,
+    which therefore take precedence.
 
     Raises:
         UserError: if there is no such run.
     """
+    # Hydra's parser accepts ``key=value`` arguments in one contiguous block only.
     flags, words = _flags_and_words(argv[1:])
     given = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     if not given or given[-1] in ("", "null") or "LOCAL_RANK" in os.environ:
@@ -108,6 +111,8 @@ def arranged(argv: list[str]) -> list[str]:
     if not file.is_file():
         raise UserError(f"resume={given[-1]}: no run was started in {run_dir}")
     before = [o for o in map(str, OmegaConf.load(file)) if not o.startswith("resume=")]
+    # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the
+    # run unchanged; runs/directory.py writes the record later.
     settings = [f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null"]
     flags = flags or [part for d in _recorded_dirs(run_dir) for part in ("--config-dir", d)]
     return [argv[0], *flags, *before, *words, *settings]
@@ -123,20 +128,21 @@ def _flags_and_words(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _recorded_dirs(run_dir: Path) -> list[str]:
-    """The folders named by ``--config-dir`` when a run began."""
+    """Return the folders named by ``--config-dir`` when a run was started."""
     file = run_dir / ".hydra" / "hydra.yaml"
     record = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
     return typed_dirs(OmegaConf.select(record, "hydra.runtime.config_sources") or [])
 
 
 def resumed_run(path: str) -> Path:
-    """The run directory meant by ``resume=``: itself, or the one that holds a checkpoint."""
+    """Return the run directory of ``resume=``, which is a directory or a checkpoint in one."""
     return Path(path).parent.parent if path.endswith(".ckpt") else Path(path)
 
 
 class Launch(Callback):
-    """Hydra's hooks around a run or a sweep."""
+    """Hydra callback that checks directories first and prints a sweep's table last."""
 
+    # Checked before Hydra writes there, for an error of one line instead of a traceback.
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _make_folder(config.hydra.run.dir)
 
@@ -144,7 +150,7 @@ class Launch(Callback):
         _make_folder(config.hydra.sweep.dir)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print and write the table of the sweep; exit with 1 if a job failed."""
+        """Print and write the table of the sweep; exit with code 1 if a job failed."""
         folder = Path(config.hydra.sweep.dir)
         table = sweep_table(folder, convert=facts_of_old_run)
         print_table(table)

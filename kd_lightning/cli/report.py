@@ -1,9 +1,9 @@
-"""``kd-report RUNS…``: did distillation help, as far as these runs can tell?
+"""``kd-report RUNS…``: test whether distillation helped in the given runs.
 
-For one run, or a sweep that ran each setting once, it prints the table that was printed at
-the end of the training. Where seeds were repeated, or several directories are given, runs
-that differ in their seed alone form a group, and each group is compared with the baseline:
-the students that learned from labels alone, unless --baseline names another group.
+For a single run, or a sweep with one run per setting, the command prints the table that was
+printed at the end of training. With repeated seeds or several directories, runs that differ
+only in their seed form a group, and each group is compared with its baseline: students
+trained on labels alone, unless --baseline names another group.
 """
 
 import argparse
@@ -36,15 +36,15 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="write report.html (a page that needs no other file), report.md, report.csv and "
-        "plots/ to this directory; without it nothing is written",
+        help="write report.html (a self-contained page), report.md, report.csv and plots/ to "
+        "this directory; nothing is written by default",
     )
     parser.add_argument(
         "--baseline",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="compare with this group, as in method=kd; may be given several times",
+        help="compare with this group, such as method=kd; repeat to narrow the choice",
     )
     return parser
 
@@ -54,7 +54,7 @@ def _report(folders: Sequence[Path], out: Path | None, baseline: Sequence[str]) 
     if len(folders) > 1 or baseline or group_runs(runs).have_repeated_seeds:
         _print_comparison(runs, baseline)
     elif not is_run(folders[0]):
-        has_ended = (folders[0] / "sweep.csv").is_file()  # written last
+        has_ended = (folders[0] / "sweep.csv").is_file()  # written at the end of a sweep
         print_table(sweep_table(folders[0], has_ended, _facts_of_old_run))
     elif runs[0].is_finished:
         print_one = print_chain if runs[0].facts["links"] else print_run
@@ -66,13 +66,13 @@ def _report(folders: Sequence[Path], out: Path | None, baseline: Sequence[str]) 
 
 
 def _facts_of_old_run(path: Path) -> dict[str, Any]:
-    from kd_lightning.runs.legacy import facts_of_old_run  # late: it needs Hydra
+    from kd_lightning.runs.legacy import facts_of_old_run  # imported late: it needs Hydra
 
     return facts_of_old_run(path)
 
 
 def _print_comparison(runs: Sequence[RunDirectory], baseline: Sequence[str]) -> None:
-    from kd_lightning.report.compare import build_report  # late: SciPy takes its time
+    from kd_lightning.report.compare import build_report  # imported late: SciPy is slow to import
     from kd_lightning.report.tables import main_table
     from kd_lightning.report.verdicts import METHOD, controls, headline, notes
 
@@ -88,7 +88,7 @@ def _print_comparison(runs: Sequence[RunDirectory], baseline: Sequence[str]) -> 
 
 def _write(runs: Sequence[RunDirectory], baseline: Sequence[str], out: Path) -> None:
     from kd_lightning.report.compare import build_report
-    from kd_lightning.report.page import write_report  # late: Matplotlib takes its time
+    from kd_lightning.report.page import write_report  # imported late: Matplotlib is slow, too
 
     write_report(build_report(runs, baseline), out)
     print_path("report", out / "report.html")

@@ -1,6 +1,6 @@
-"""The command: find the teacher, train, validate, test once, record.
+"""``kd-train`` (``train.py`` in a clone): train, validate and test one job or a sweep.
 
-python train.py model=student method=kd          (kd-train, once installed)
+python train.py model=student method=kd
 """
 
 import os
@@ -19,7 +19,7 @@ from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.process import tune_process
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# Inside the package in a wheel, beside it in a clone.
+# A wheel contains conf/ inside the package; in a clone it lies beside the package.
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 
 
@@ -29,11 +29,12 @@ def _hydra_main(cfg: DictConfig) -> float:
     tune_process()
     find_plugins()
     job = run_chain if cfg.chain else train
-    return run_job(lambda: job(cfg)[cfg.monitor])
+    return run_job(lambda: job(cfg)[cfg.monitor])  # the objective of a sweeper such as Optuna
 
 
 def main() -> None:
     """Entry point of ``train.py`` and ``kd-train``."""
+    # Before hydra.main, which reads sys.argv: a resumed run needs the overrides it had.
     try:
         sys.argv = arranged(sys.argv)
     except UserError as error:
@@ -42,13 +43,13 @@ def main() -> None:
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Run one job and print what came out."""
+    """Run one job and print its figures."""
     return Job(_print)(cfg)
 
 
 def run_chain(cfg: DictConfig) -> dict[str, Any]:
-    """Run several jobs in a row, each link's student the teacher of the next."""
-    is_one_link = LINK in os.environ  # in the other processes of a DDP job
+    """Run a chain, in which each link's student is the next link's teacher."""
+    is_one_link = LINK in os.environ  # in the other ranks of a DDP job, which do not print
     metrics = Chain(cfg, train).run()
     if not is_one_link:
         print_chain(Path(cfg.run_dir))

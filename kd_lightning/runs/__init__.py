@@ -1,1 +1,1 @@
-"""A run: build it, train it, write and read its directory."""
+"""Runs: building and training them, writing and loading their directories."""

@@ -1,4 +1,4 @@
-"""From a configuration to objects. Classes get plain values, never a DictConfig."""
+"""Construction of objects from a configuration; no class receives a DictConfig."""
 
 import inspect
 import itertools
@@ -25,56 +25,63 @@ from kd_lightning.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-CACHES: dict[str, TeacherCache] = {}
+CACHES: dict[str, TeacherCache] = {}  # by their settings, see shared_cache()
 
 
 def make(config: Any) -> Any:
-    """What a section of the configuration describes."""
+    """Instantiate a section of the configuration."""
+    # "all" converts to plain lists and dictionaries: a DictConfig that ends up in a checkpoint
+    # makes weights_only loading refuse it.
     return instantiate(config, _convert_="all")
 
 
 def build_data(cfg: DictConfig) -> L.LightningDataModule:
-    """The datamodule, with its data read."""
+    """Create the datamodule and read its data.
+
+    Raises:
+        UserError: if ``data=`` is not a LightningDataModule.
+    """
     data = make(cfg.data)
     if not isinstance(data, L.LightningDataModule):
-        raise UserError(f"data= makes a {type(data).__name__}, not a LightningDataModule")
+        raise UserError(f"data= creates a {type(data).__name__}, not a LightningDataModule")
+    # Before any Trainer exists: networks and the teacher's key depend on the data.
     data.prepare_data()
     data.setup("fit")
     return data
 
 
 def build_task(cfg: DictConfig, data: L.LightningDataModule) -> Task:
-    """What is predicted of the data."""
+    """Create the task for the data."""
     return make(cfg.task)(spec_of(data))
 
 
 def spec_of(data: Any) -> Spec:
-    """What a datamodule says of its data in ``spec``; otherwise what its batches show.
+    """Return a datamodule's ``spec``, or a specification inferred from its batches.
 
     Raises:
-        UserError: if it does not say, and its batches do not show the shape of one input.
+        UserError: if there is no ``spec`` and the inputs are not a single tensor.
     """
     if (spec := getattr(data, "spec", None)) is not None:
         return spec
     name = type(data).__name__
-    log.info("%s has no `spec`: reading the shape and the number of classes off its batches", name)
+    log.info("%s has no `spec`: inferring the shape and number of classes from its batches", name)
     with isolate_rng():
         batches = map(as_batch, data.train_dataloader())
         first = next(batches)
         if not isinstance(first.inputs, Tensor):
             raise UserError(f"{name} needs a `spec`: see kd_lightning.data.types.Offers")
         classes = getattr(data, "num_classes", None)
-        if classes is None:  # the whole epoch, as any label may come last
+        if classes is None:  # a full epoch, since the largest label may be in any batch
             classes = 1 + max(int(b.target.max()) for b in itertools.chain([first], batches))
-    # Without mean and standard deviation: how the inputs were normalised is not known.
+    # Mean and standard deviation are empty: the batches do not show how they were normalised.
     return ImageSpec(tuple(first.inputs.shape[1:]), classes, (), ())
 
 
 def build_source(cfg: DictConfig) -> TeacherSource:
-    """Where the teacher comes from.
+    """Create the source of the teacher.
 
     Raises:
-        UserError: if nothing learns from a teacher, but one is given, or two sources are.
+        UserError: if ``teacher_ckpt`` is given, but the module takes no teacher.
     """
     takes_teacher = getattr(make(cfg.model).func, "takes_teacher", False)
     if cfg.teacher_ckpt is None:
@@ -88,7 +95,7 @@ def build_source(cfg: DictConfig) -> TeacherSource:
 def build_module(
     cfg: DictConfig, task: Task, data: L.LightningDataModule, teacher: nn.Module | None
 ) -> BaseModule:
-    """The module that trains, with what it takes of teacher, labels and cache."""
+    """Create the module, passing the teacher, labels and cache if its constructor takes them."""
     if teacher is not None and not hasattr(data, "prepared"):
         log.info(
             "%s has no `prepared`: the teacher runs in every step instead of once per sample (see "
@@ -106,7 +113,8 @@ def build_module(
 
 
 def shared_cache(cfg: DictConfig) -> TeacherCache:
-    """The cache of these settings; the jobs of a sweep that run in one process share it."""
+    """Return the cache with the configured settings, shared by the jobs of one process."""
+    # Otherwise each job of a sweep would read and check the teacher's outputs again.
     settings = OmegaConf.to_yaml(cfg.cache, resolve=True)
     if settings not in CACHES:
         CACHES[settings] = make(cfg.cache)
@@ -114,8 +122,13 @@ def shared_cache(cfg: DictConfig) -> TeacherCache:
 
 
 def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
-    """The trainer with its callbacks and loggers."""
+    """Create the trainer with its callbacks and loggers.
+
+    Raises:
+        UserError: if there are more CPU processes than cores.
+    """
     callbacks = list(make(cfg.callbacks).values())
+    # Without a terminal, a progress bar would only fill a log file.
     is_watched = cfg.trainer.enable_progress_bar and sys.stdout.isatty()
     trainer = make(cfg.trainer)(
         callbacks=[c for c in callbacks if is_watched or not isinstance(c, ProgressBar)],
@@ -128,6 +141,6 @@ def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
         raise UserError(
             f"trainer.devices={trainer.num_devices} asks for more processes than "
-            f"the {cores} cores of this machine"
+            f"the {cores} cores of this machine; set trainer.devices={cores} or lower"
         )
     return trainer

@@ -1,9 +1,9 @@
-"""Distillations in a row: the student of each link is the teacher of the next.
+"""Chains of distillations, in which each link's student is the next link's teacher.
 
-Generations: the same network again and again, the first on labels alone (Born-Again
-Networks: Furlanello et al. 2018, arXiv 1805.04770). Assistants: networks of falling size
-between teacher and student (Mirzadeh et al. 2020, arXiv 1902.03393). A link is a run
-directory inside the chain's; a resumed chain continues in the link it was in.
+Generations repeat one network, the first trained on labels alone (Born-Again Networks:
+Furlanello et al. 2018, arXiv 1805.04770). Assistants are networks of decreasing size between
+teacher and student (Mirzadeh et al. 2020, arXiv 1902.03393). Each link has a run directory
+inside the chain's; a resumed chain continues with its first unfinished link.
 """
 
 import copy
@@ -29,19 +29,21 @@ from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, wr
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import LINKS, METRICS, find_checkpoint, read_json
 
-LINK = "KD_CHAIN_LINK"  # tells the other processes of a DDP job which link is theirs
-SEEDS_APART = 1000  # links, and chains of a sweep over seeds, start from different weights
+LINK = "KD_CHAIN_LINK"  # environment variable: the current link, for other ranks of a DDP job
+# Link i has seed + 1000·i: consecutive seeds would repeat in the chains of a sweep over seeds.
+SEEDS_APART = 1000
 
 
 class Chain:
-    """The links that a configuration's section ``chain`` asks for, one after the other.
+    """Sequence of links, as configured in the section ``chain``.
 
     Args:
-        cfg: the configuration of the whole.
-        train: runs one job, from its configuration to its figures.
+        cfg: configuration of the chain.
+        train: runs the job of a configuration and returns its figures.
 
     Raises:
-        UserError: if the section asks for nothing that can be run.
+        UserError: if the section has neither generations nor assistants, or the module takes
+            no teacher.
     """
 
     def __init__(self, cfg: DictConfig, train: Callable[[DictConfig], Any]) -> None:
@@ -59,13 +61,15 @@ class Chain:
         self.names = link_names(chain)
 
     def run(self) -> dict[str, Any]:
-        """Train what is not finished; return the last link's figures and those of all."""
-        if LINK in os.environ:  # a process that belongs to one link
+        """Train the unfinished links and return the figures of the chain; see :meth:`figures`."""
+        if LINK in os.environ:  # this process is another rank of one link's DDP job
             return self.train(self.job(int(os.environ[LINK])))
         data = build_data(self.cfg)
         self.task = build_task(self.cfg, data)
         self.try_out(data)
         if not self.cfg.resume:
+            # The last link first: if this is interrupted, no link looks finished whose teacher
+            # does not.
             for home in (self.root, *map(self.home, reversed(range(len(self.names))))):
                 start_anew(home)
         write_config(self.root, self.cfg, own_overrides(self.cfg))
@@ -77,20 +81,21 @@ class Chain:
                     self.train(self.job(i))
                 finally:
                     del os.environ[LINK]
-        write_facts(self.root, self.facts())  # now with the teacher of the last link
+        write_facts(self.root, self.facts())  # again, as the last link's teacher exists only now
         metrics = self.figures(data)
         write_metrics(self.root, metrics)
         return metrics
 
     def try_out(self, data: L.LightningDataModule) -> None:
-        """Build what every link will train, so that mistakes show before the first."""
+        """Build every link's networks, so mistakes are reported before the first training."""
         for i in range(len(self.names)):
             job = self.job(i)
-            job.teacher_ckpt = None if i else job.teacher_ckpt  # links are not there yet
+            # The previous link has no checkpoint yet; the check needs networks, not weights.
+            job.teacher_ckpt = None if i else job.teacher_ckpt
             prepare(job, data, self.train)
 
     def facts(self) -> dict[str, Any]:
-        """The facts of the whole."""
+        """Return the facts of the chain, for ``run.json``."""
         last = str(self.home(len(self.names) - 2))
         record = facts(
             plain(self.cfg),
@@ -104,11 +109,11 @@ class Chain:
         return {**record, "teacher_figures": teacher_figures(Path(last))}
 
     def home(self, i: int) -> Path:
-        """The run directory of a link."""
+        """Return the run directory of a link."""
         return self.root / LINKS / str(i)
 
     def job(self, i: int) -> DictConfig:
-        """The configuration of a link."""
+        """Return the configuration of a link."""
         job = copy.deepcopy(self.cfg)
         OmegaConf.set_struct(job, False)
         net = copy.deepcopy(self.nets[i])
@@ -118,6 +123,7 @@ class Chain:
             job.teacher, job.teacher_ckpt = copy.deepcopy(self.nets[i - 1]), str(self.home(i - 1))
         job.student = net
         job.seed = self.cfg.seed + SEEDS_APART * i
+        # Resolved before it is copied: a reference to seed would differ from link to link.
         job.pretrain.seed = self.cfg.pretrain.seed
         job.run_dir = str(self.home(i))
         job.resume = str(self.home(i)) if self.cfg.resume and self.home(i).is_dir() else None
@@ -125,12 +131,12 @@ class Chain:
         return job
 
     def network(self, i: int, spec: Spec) -> nn.Module:
-        """The network that a link has trained, at its best epoch."""
+        """Return the network of a finished link, at its best epoch."""
         net = untrained(self.nets[i], spec)
         return load_network(net, find_checkpoint(self.home(i)), option="net@student").eval()
 
     def figures(self, data: L.LightningDataModule) -> dict[str, Any]:
-        """The last link's figures, each link's accuracies, and those of all links together."""
+        """Return the last link's figures, each link's accuracies, and those of their ensemble."""
         links = [read_json(self.home(i) / METRICS) for i in range(len(self.names))]
         metrics = dict(links[-1])
         for i, link in enumerate(links):
@@ -144,7 +150,7 @@ class Chain:
 
 
 def link_names(chain: Mapping[str, Any]) -> list[str]:
-    """The names of the links of a configured chain, from first to last."""
+    """Return the names of a chain's links, from first to last."""
     if "generations" in chain:
         return [f"generation {i}" for i in range(chain["generations"])]
     return [*map(str, chain["assistants"]), "student"]
@@ -158,7 +164,7 @@ def _count(generations: Any) -> int:
 
 @torch.inference_mode()
 def accuracy(ensemble: Ensemble, data: Any, split: str) -> float:
-    """Share of a split's samples that the mean of the members' probabilities predicts rightly."""
+    """Return the accuracy of the mean of the members' probabilities on a split."""
     target, correct = data.splits[split].target, 0
     for _, index, inputs in data.prepared(split).batches(torch.device("cpu")):
         predicted = mean_probabilities(ensemble(inputs)).argmax(1)

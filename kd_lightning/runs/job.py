@@ -1,7 +1,7 @@
-"""One job, from its configuration to its figures: build, find the teacher, train, evaluate.
+"""Jobs: building, finding the teacher, training and evaluating for one configuration.
 
-Everything is built before anything expensive happens, so that networks, layers and settings
-are checked against one another while a mistake still costs nothing.
+All objects are built before anything expensive happens, so networks, layers and settings are
+checked against one another before a teacher is trained.
 """
 
 import logging
@@ -45,15 +45,15 @@ from kd_lightning.utils.run_directory import find_checkpoint
 
 log = logging.getLogger(__name__)
 
-Finished = Callable[[Path, str], None]  # is given the run directory and the profile, if any
+Finished = Callable[[Path, str], None]  # called with the run directory and the profile, or ""
 
 
 class Job:
-    """Trains, validates and tests what a configuration describes.
+    """Training, validation and test of a module, as configured.
 
     Args:
-        finished: called on the first process with each finished run directory, a teacher's
-            first; it may print what came out.
+        finished: called on rank 0 with each finished run directory, such as a teacher's and
+            then its student's; may print the figures.
     """
 
     def __init__(self, finished: Finished) -> None:
@@ -63,7 +63,7 @@ class Job:
         """Run a job in its run directory and return its figures.
 
         Raises:
-            UserError: if anything is configured wrongly, before a teacher is trained for it.
+            UserError: if the configuration is invalid; raised before a teacher is trained.
         """
         profiler = PhaseProfiler() if cfg.profile else Unprofiled()
         with profiler.profile("data_next"):
@@ -81,6 +81,7 @@ class Job:
                 if not cfg.resume:
                     start_anew(Path(cfg.run_dir))
                 write_config(Path(cfg.run_dir), cfg, own_overrides(cfg))
+                # Before training, so reports can name a run that failed or is still running.
                 write_facts(Path(cfg.run_dir), record)
             metrics = run(cfg, trainer, module, data, checkpoint)
             if trainer.is_global_zero:
@@ -94,27 +95,29 @@ class Job:
 def prepare(
     cfg: DictConfig, data: L.LightningDataModule, train: Callable[[DictConfig], Any]
 ) -> tuple[BaseModule, TeacherSource, TeacherOrder]:
-    """Build what will train, with a teacher that may still lack its weights.
+    """Build the module and its teacher, which may not have its weights yet.
 
     Raises:
-        UserError: if networks, layers or settings do not fit.
+        UserError: if networks, layers or settings do not fit one another.
     """
     task, source = build_task(cfg, data), build_source(cfg)
     assert task.spec is not None
     order = TeacherOrder(cfg, data, task.spec, train)
+    # After the data are read: random numbers drawn there do not change the initial weights.
     L.seed_everything(cfg.seed, verbose=False)
     teacher = source.network(order)
     return build_module(cfg, task, data, teacher), source, order
 
 
 def find_weights(module: BaseModule, source: TeacherSource, order: TeacherOrder) -> str:
-    """Give a module's teacher its weights, training it if need be; return its name."""
+    """Load or train the weights of a module's teacher and return the teacher's name."""
     if not isinstance(module, DistillationModule) or module.teacher is None:
         return ""
     seed = os.environ.get("PL_GLOBAL_SEED")
-    with isolate_rng():  # whether it is found or trained, the student's random numbers stay
+    # The student's random numbers must not depend on whether the teacher was found or trained.
+    with isolate_rng():
         found = source.find(order, module.teacher)
-    if seed is not None:  # a teacher's training has set its own
+    if seed is not None:  # the teacher's training has replaced it, and DDP reseeds from it
         os.environ["PL_GLOBAL_SEED"] = seed
     return found
 
@@ -122,7 +125,8 @@ def find_weights(module: BaseModule, source: TeacherSource, order: TeacherOrder)
 def facts_of(
     cfg: DictConfig, module: BaseModule, source: TeacherSource, teacher: str, processes: int
 ) -> dict[str, Any]:
-    """The facts of a run at its start."""
+    """Return the facts of a run at its start."""
+    # A baseline stays a baseline beside an untrained teacher: it does not learn from it.
     learns = isinstance(module, DistillationModule) and module.objective.needs_teacher
     role = f"control: {source.control}" if learns and source.control else module.role
     config = plain(cfg)
@@ -146,21 +150,24 @@ def run(
     data: L.LightningDataModule,
     checkpoint: Path | None,
 ) -> dict[str, Any]:
-    """Fit, validate the best epoch, and read the test data once."""
+    """Fit, validate the best checkpoint, and test once."""
     start = time.perf_counter()
+    # weights_only on each load: a checkpoint from elsewhere must not run code.
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     seconds = time.perf_counter() - start
+    # Empty if no checkpoint was saved, as under fast_dev_run: the final weights are evaluated.
     best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
     with unlogged(trainer):
         trainer.validate(module, data, ckpt_path=best, verbose=False, weights_only=True)
         figures = dict(trainer.callback_metrics)
         if trainer.is_global_zero:
             write_diagnostics(Path(cfg.run_dir), module.tables)
-        trainer.test(module, data, verbose=False)
+        trainer.test(module, data, verbose=False)  # validate() has loaded the best weights
     figures |= trainer.callback_metrics
     return {
         **{name: float(value) for name, value in figures.items()},
-        # Lightning leaves the module on the CPU; its costs are those of the training's device.
+        # Lightning moves the module to the CPU at the end, but latency is measured on the
+        # device of the training.
         **module.to(trainer.strategy.root_device).describe(),
         "seconds": round(seconds, 2),
         "epochs": trainer.current_epoch,
@@ -169,7 +176,7 @@ def run(
 
 @contextmanager
 def unlogged(trainer: L.Trainer) -> Iterator[None]:
-    """Keep figures from the loggers: those of the best epoch are no further point of a curve."""
+    """Detach the loggers, so the best epoch's figures do not appear as another point of a curve."""
     loggers, trainer.loggers = trainer.loggers, []
     try:
         yield
@@ -180,18 +187,19 @@ def unlogged(trainer: L.Trainer) -> Iterator[None]:
 def finish(
     cfg: DictConfig, trainer: L.Trainer, record: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
-    """Tell the loggers what came out, and complete the run directory."""
+    """Log the final figures and complete the run directory."""
     choices = {**record["settings"], **record["overrides"], "seed": cfg.seed}
     steps = trainer.global_step
     log_outcome(trainer.loggers, choices, metrics, steps, first=record["overrides"])
+    # Last, because the presence of metrics.json marks the run as finished.
     write_metrics(Path(cfg.run_dir), metrics)
 
 
 def checkpoint_to_resume(cfg: DictConfig, module: BaseModule) -> Path | None:
-    """The checkpoint meant by ``resume``, if an epoch had ended.
+    """Return the checkpoint to resume from, or None if no epoch had ended.
 
     Raises:
-        UserError: if it belongs to another network.
+        UserError: if the checkpoint belongs to another network.
     """
     if not cfg.resume:
         return None
@@ -199,6 +207,7 @@ def checkpoint_to_resume(cfg: DictConfig, module: BaseModule) -> Path | None:
     if Path(cfg.resume).is_dir() and not path.is_file():
         log.info("no epoch had ended in %s: starting at the beginning", cfg.resume)
         return None
+    # Checked here for a message of one line; Lightning would list every differing key.
     found = read_checkpoint(path).get("state_dict", {})
     if difference := describe_mismatch(module.state_dict(), found):
         raise UserError(f"resume={path} belongs to another network: {difference}")

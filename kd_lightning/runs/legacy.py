@@ -1,7 +1,7 @@
-"""Facts of run directories that were written before ``run.json`` was.
+"""Facts of run directories of version 0.1, which have no ``run.json``.
 
-Version 0.1 recorded the configuration alone; what a run was had to be read off class names.
-This is the only place that still does so.
+Version 0.1 recorded the configuration only, so the role of a run is inferred from class names.
+No other module does this.
 """
 
 import re
@@ -15,12 +15,12 @@ from kd_lightning.runs.record import facts, parse_overrides
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import METRICS, finite, read_json
 
-OLD_NAME = re.compile(r"(?<!lr_)\bscheduler\b")  # of lr_scheduler
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
+OLD_NAME = re.compile(r"(?<!lr_)\bscheduler\b")  # version 0.1's name of lr_scheduler
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # with libyaml, ten times faster
 
 
 def facts_of_old_run(path: Path) -> dict[str, Any]:
-    """The facts of a run directory of version 0.1, from its configuration and figures.
+    """Return the facts of a run directory, inferred from its configuration and figures.
 
     Raises:
         UserError: if a file is damaged.
@@ -49,7 +49,7 @@ def facts_of_old_run(path: Path) -> dict[str, Any]:
 
 
 def _renamed(config: Any) -> Any:
-    """The configuration with ``scheduler``, as 0.1 called ``lr_scheduler``, renamed."""
+    """Rename the keys ``scheduler`` of a configuration to ``lr_scheduler``, at any depth."""
     if not isinstance(config, dict):
         return config
     return {"lr_scheduler" if k == "scheduler" else k: _renamed(v) for k, v in config.items()}

@@ -1,4 +1,4 @@
-"""Finished runs, ready to use."""
+"""Loading of runs for inference."""
 
 import sys
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ from kd_lightning.utils.run_directory import (
 
 @dataclass(frozen=True, eq=False)
 class Run(RunDirectory):
-    """A run with its network.
+    """Run with its trained network.
 
     Attributes:
         path: the run directory.
-        facts: ``run.json``: role, task, seed, settings, teacher …; empty for directories that
-            were written before it was.
-        metrics: ``metrics.json``; empty while the run is not finished.
+        facts: content of ``run.json``: role, task, seed, settings, teacher …; empty for
+            directories of version 0.1.
+        metrics: content of ``metrics.json``; empty until the run is finished.
         config: the resolved configuration.
         network: the trained network, in evaluation mode, on the CPU.
-        spec: shape, classes, mean and standard deviation of the data it was trained on.
+        spec: shape, classes, mean and standard deviation of the training data.
     """
 
     config: DictConfig
@@ -46,31 +46,39 @@ class Run(RunDirectory):
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """Class probabilities, N×K, of uint8 images, N×C×H×W (or N×H×W where C is 1).
+        """Return class probabilities of images.
+
+        Args:
+            images: uint8, N×C×H×W, or N×H×W if C = 1.
+
+        Returns:
+            Probabilities, N×K.
 
         Raises:
-            TypeError: if the images are of another type.
+            TypeError: if the images are not uint8.
+            UserError: if the run does not record how its data were normalised.
         """
+        # Floats are rejected, because nothing shows whether they lie in 0…1 or 0…255.
         if images.dtype != torch.uint8:
             raise TypeError(f"predict takes uint8 images, got {images.dtype}")
         if not self.spec.mean:
             raise UserError(
                 "the data of this run did not say how they are normalised: call run.network on "
-                "inputs as your datamodule makes them"
+                "inputs as your datamodule returns them"
             )
         images = images.reshape(-1, *self.spec.input_shape)
         return self.network(Normalizer(self.spec)(images.float())).softmax(dim=1)
 
 
 def load_run(path: str | Path, checkpoint: str = "best") -> Run:
-    """Load a run directory: its network with the weights of a checkpoint, facts and figures.
+    """Load a run: its facts, its figures, and its network with the weights of a checkpoint.
 
-    Nothing in the directory can run code: weights are loaded as plain tensors, and the
-    network's class must be one of this package's, of torchvision's models, or a
-    ``torch.nn.Module`` that the caller has imported already.
+    Loading executes no code from the directory: weights are plain tensors, and the network's
+    class must be defined in ``kd_lightning.nets``, which includes an adapter to torchvision, or
+    be a ``torch.nn.Module`` that the caller has imported.
 
     Args:
-        path: a run directory, or a chain's, of which it is the last link's network.
+        path: a run directory; of a chain, the last link's network is loaded.
         checkpoint: ``best`` or ``last``.
 
     Raises:
@@ -91,6 +99,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Run:
     content = read_checkpoint(checkpoint_file)
     if not {"network", "spec"} <= content.keys():
         raise UserError(f"{checkpoint_file} does not say which network it holds for what data")
+    # From the checkpoint, not the data: a run can be loaded on a machine without its data.
     name, spec = content["network"], ImageSpec.from_plain(content["spec"])
     described = OmegaConf.select(config.model, name)
     _refuse_strangers(described)
@@ -101,13 +110,18 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Run:
 
 
 def untrained(described: Any, spec: Spec) -> nn.Module:
-    """The network of a configuration, to be filled from a checkpoint: it fetches no weights."""
+    """Build a configured network whose weights will be loaded from a checkpoint."""
+    # Pretrained weights would be downloaded only to be overwritten.
     given = {"weights": None} if "weights" in described else {}
     return built(instantiate(described, _convert_="all"), *spec.network_arguments, **given)
 
 
 def _refuse_strangers(config: Any) -> None:
-    """Allow nothing but networks in a configuration that may come from a stranger."""
+    """Reject a configuration that names anything but networks.
+
+    Instantiating a configuration calls every ``_target_`` in it, and a run directory may come
+    from an untrusted source.
+    """
     if OmegaConf.is_dict(config):
         if "_target_" in config and not _is_network(config._target_):
             raise UserError(
@@ -130,7 +144,8 @@ def _is_network(target: str) -> bool:
             if error.name != module:  # a package that a network of ours needs
                 raise
             return False
+        # Only what the module defines: its imports, such as nn and torch, are reachable, too.
         return getattr(found, "__module__", None) == module
-    # Only what is imported already: importing a module runs its code.
+    # Only modules that are imported already, since importing one runs its code.
     found = getattr(sys.modules.get(module), name, None)
     return isinstance(found, type) and issubclass(found, nn.Module)

@@ -1,7 +1,7 @@
-"""One job and its processes: what Lightning starts for a job stays inside that job.
+"""Isolation of one job's DDP processes from the other jobs of a sweep.
 
 Lightning starts the other ranks of a DDP job by repeating the command line. In a sweep that
-line describes all jobs, so while one job runs it is replaced by that job's own.
+command line describes all jobs, so it is replaced by the job's own while the job runs.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch.distributed
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
-COMMAND = "kd_lightning.cli.train"  # what the other processes run
+COMMAND = "kd_lightning.cli.train"  # module that the other ranks run
 DDP_VARIABLES = (
     *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     "OMP_NUM_THREADS",  # Lightning divides the cores among the processes of a job
@@ -24,10 +24,10 @@ DDP_VARIABLES = (
 
 @contextmanager
 def one_job() -> Iterator[None]:
-    """Confine to one job the processes that Lightning starts and what it leaves behind.
+    """Restrict the other ranks to the current job, and remove the traces of DDP afterwards.
 
-    Restored afterwards: the command line, the process group, the environment variables of DDP
-    and the number of threads. The next job of a sweep may run on one process.
+    The command line, the process group, the environment variables of DDP and the number of
+    threads are restored, since the next job of a sweep may use a single process.
     """
     import __main__
 
@@ -36,7 +36,10 @@ def one_job() -> Iterator[None]:
     kept = sys.argv, __main__.__spec__, hydra.run.dir
     environment, threads = {k: os.environ.get(k) for k in DDP_VARIABLES}, torch.get_num_threads()
     sys.argv = [sys.argv[0], *_own_command(hydra)]
-    __main__.__spec__ = find_spec(COMMAND)  # Lightning starts children with `python -m` of this
+    # Lightning starts ranks with `python -m` of this spec. Without one it would run sys.argv[0],
+    # which is another program in a worker of joblib or in a notebook.
+    __main__.__spec__ = find_spec(COMMAND)
+    # Lightning passes hydra.run.dir to the ranks; in a sweep it would name another directory.
     _set_run_dir(hydra, hydra.runtime.output_dir)
     try:
         yield
@@ -51,13 +54,13 @@ def one_job() -> Iterator[None]:
 
 
 def own_overrides(cfg: DictConfig) -> list[str] | None:
-    """What the user typed for this run; None for a teacher's run inside another job."""
+    """Return the user's overrides of this run; None for a teacher's run inside another job."""
     hydra = HydraConfig.get()
     return list(hydra.overrides.task) if cfg.run_dir == hydra.runtime.output_dir else None
 
 
 def chosen_options() -> dict[str, str | None]:
-    """The option of each group of the configuration: ``net@teacher`` -> ``teacher_cnn``."""
+    """Return the chosen option of each config group: ``net@teacher`` -> ``teacher_cnn``."""
     if not HydraConfig.initialized():
         return {}
     choices = HydraConfig.get().runtime.choices
@@ -65,20 +68,20 @@ def chosen_options() -> dict[str, str | None]:
 
 
 def config_dirs() -> list[str]:
-    """The folders named by ``--config-dir``."""
+    """Return the folders named by ``--config-dir``."""
     return typed_dirs(HydraConfig.get().runtime.config_sources)
 
 
 def typed_dirs(sources: Any) -> list[str]:
-    """Those of Hydra's configuration sources that were given on the command line."""
+    """Return the paths of Hydra's config sources that were given on the command line."""
     return [source.path for source in sources if source.provider == "command-line"]
 
 
 def _own_command(hydra: DictConfig) -> list[str]:
-    """The arguments that compose this job, without the sweep around it."""
+    """Return the arguments that compose this job alone, without the sweep."""
     searched = [o for o in hydra.overrides.hydra if "hydra.searchpath" in o]
     flags = [part for folder in config_dirs() for part in ("--config-dir", folder)]
-    # Only the first process writes a log file.
+    # Logging to stdout in the other ranks: only the first process writes train.log.
     return [*flags, *hydra.overrides.task, *searched, "hydra.mode=RUN", "hydra/job_logging=stdout"]
 
 

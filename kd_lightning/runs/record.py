@@ -1,20 +1,20 @@
-"""``run.json``: the facts about a run, recorded while it trains.
+"""``run.json``: facts about a run, recorded when it starts.
 
-Reports read them and interpret neither configurations nor class names. The file is flat:
+Reports read these facts instead of interpreting configurations or class names:
 
-format        of this file
-task          what is predicted, as in ``classification``
+format        version of the file's format
+task          name of the task, such as ``classification``
 role          ``teacher``, ``student``, ``baseline``, ``control: permuted`` …
-method        the option of ``method=``; empty for a teacher
-seed          of the run
-processes     that trained together
-overrides     what was typed: value by key
-settings      what defines the result, apart from the seed: value by dotted key
-teacher       key of the teacher in its store, or the paths of given checkpoints; empty if none
-teacher_figures   the teacher's own ``metrics.json``, without single classes, where it has one
+method        option of ``method=``; empty for a teacher
+seed          seed of the run
+processes     number of processes that trained together
+overrides     the user's overrides: value by key
+settings      settings that determine the result, except the seed: value by dotted key
+teacher       directory of the teacher in the store, or paths of given checkpoints, or empty
+teacher_figures   the teacher's own ``metrics.json`` without figures of single classes
 links         names of the links of a chain, from first to last
 code          commit of the code
-versions      of this package, torch and lightning
+versions      versions of this package, torch and lightning
 """
 
 import json
@@ -30,20 +30,20 @@ from kd_lightning.metrics.figures import parse
 from kd_lightning.utils.files import write_text
 from kd_lightning.utils.run_directory import FACTS, FORMAT, METRICS, read_json
 
-# Settings that say where and how a training runs, at whatever depth they stand. Another value
-# of one of them is the same training: it changes neither a teacher's key nor the group that a
-# run belongs to in a report. The number of processes is a fact of its own.
+# Names of settings, at any depth, that determine where and how a training runs, but not its
+# result. Otherwise a student on a GPU would retrain its teacher, and runs of two machines would
+# be separate groups in a report. The number of processes is recorded separately.
 INCIDENTAL = frozenset(
     {
         *("accelerator", "devices", "num_nodes", "strategy", "device_resident", "fused"),
         *("root", "dirpath", "default_root_dir", "save_dir", "run_dir", "download"),
         *("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profile"),
         *("num_sanity_val_steps", "use_distributed_sampler", "eval_batch_size", "max_bytes"),
-        "seed",  # of the run: what differs in the seed alone is one group
+        "seed",  # runs that differ in their seed only are one group
     }
 )
 
-# The sections of a configuration that define what a run of each role computes.
+# Sections of a configuration that determine the result of a run, by its role.
 TRAINING = ("optimizer", "lr_scheduler", "trainer", "callbacks", "data", "augment", "task")
 OF_A_TEACHER = ("teacher", *TRAINING)
 OF_A_BASELINE = ("student", "method", "model", *TRAINING)
@@ -53,9 +53,9 @@ OF_A_STUDENT = (
     *("teacher", "teacher_from", "teacher_ckpt", "pretrain", "cache", "chain"),
 )
 
-# Without a teacher these change nothing. The weight α is kept: α = 0 is a point of its curve.
+# Settings without effect where there is no teacher. α is kept: α = 0 is a point of its curve.
 MOOT_WITHOUT_TEACHER = ("method.temperature", "method.response", "method.ensemble")
-# Sections repeated inside others.
+# Sections that interpolations repeat inside of others.
 REPEATED = (
     *("model.net", "model.student", "model.teacher", "model.objective", "model.optimizer"),
     *("model.lr_scheduler", "data.augment", "pretrain.model", "chain.first"),
@@ -67,29 +67,31 @@ TAUGHT_BY_NOBODY = ("baseline", "control: label_smoothing")
 def settings_of(
     config: Mapping[str, Any], choices: Mapping[str, str | None], role: str
 ) -> dict[str, Any]:
-    """What defines the result of a run: value by dotted key, options before their settings.
+    """Return the settings that determine the result of a run, by dotted key.
 
-    A section stands for the option that was chosen (``method`` -> ``kd``), else for the class
-    it names.
+    The value of a section itself is its chosen option (``method`` -> ``kd``), or the name of
+    its class if no option was chosen.
 
     Args:
         config: the resolved configuration.
-        choices: the option of each group, as Hydra records them: ``net@teacher`` -> ``mlp``.
-        role: of the run.
+        choices: option of each config group, as recorded by Hydra: ``net@teacher`` -> ``mlp``.
+        role: role of the run.
     """
     named = {name.rpartition("@")[2]: option for name, option in choices.items() if option}
     sections = sections_of(role)
     flat: dict[str, Any] = {}
     for section in sections:
         value = config.get(section)
-        if role == "teacher" and section == "teacher":  # of a chain it may be the student's
+        # The first link of a chain has the role of a teacher but trains the student's network.
+        if role == "teacher" and section == "teacher":
             value = (config.get("model") or {}).get("net", value)
         flat |= dict(_leaves(value, section))
-    # What lies in the run directory, such as a callback's folder, is no two runs' alike.
+    # Paths inside the run directory, such as a callback's folder, differ in every run.
     home = str(config.get("run_dir") or "")
     within = re.compile(re.escape(home) + r"(?![^/'\"\],])")  # not runs/10 where this is runs/1
     flat = {k: v for k, v in flat.items() if not (home and within.search(str(v)))}
-    # Callbacks count one by one, as those that only watch do not: see runs/teacher.py.
+    # Callbacks count one by one instead of by option, since those that only observe a run are
+    # left out: see shapes_result() in runs/teacher.py.
     options = {k: v for k, v in named.items() if k.partition(".")[0] in sections}
     options.pop("callbacks", None)
     found = {**flat, **{k: v for k, v in options.items() if not k.startswith(REPEATED)}}
@@ -99,7 +101,7 @@ def settings_of(
 
 
 def sections_of(role: str) -> tuple[str, ...]:
-    """The sections of a configuration that have a part in the result of a run of this role."""
+    """Return the sections of a configuration that determine the result of a run of a role."""
     if role == "teacher":
         return OF_A_TEACHER
     return OF_A_BASELINE if role in TAUGHT_BY_NOBODY else OF_A_STUDENT
@@ -130,7 +132,7 @@ def facts(
     links: Sequence[str] = (),
     processes: int = 1,
 ) -> dict[str, Any]:
-    """The content of ``run.json`` at the start of a run; see the head of this module."""
+    """Return the content of ``run.json`` at the start of a run; see the module's docstring."""
     packages = ("torch", "lightning")
     return {
         "format": FORMAT,
@@ -150,7 +152,7 @@ def facts(
 
 
 def teacher_figures(run_dir: Path) -> dict[str, float]:
-    """A teacher's own figures, without those of single classes; empty where it has none."""
+    """Return a teacher's own figures, except those of single classes; empty if it has none."""
     if not (run_dir / METRICS).is_file():
         return {}
     found = {name: (value, parse(name)) for name, value in read_json(run_dir / METRICS).items()}
@@ -163,9 +165,9 @@ def write_facts(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
-    """What was typed, by the key of the configuration that it is about.
+    """Return the value of each override by the configuration key that it changes.
 
-    A group is named by its package: ``net@student=mlp`` is about ``student``.
+    A config group is named by its package: ``net@student=mlp`` changes ``student``.
 
     >>> parse_overrides(["method=kd", "+transfer@method.transfer.sp=sp", "~logger", "seed=1"])
     {'method': 'kd', 'method.transfer.sp': 'sp', 'logger': '', 'seed': '1'}
@@ -180,7 +182,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit this code stands at, or an empty string outside a clone."""
+    """Return the commit of this code, or an empty string outside of a clone."""
     here = str(Path(__file__).parent)
     git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"]
     try:

@@ -1,7 +1,7 @@
-"""The teacher that a job asks for: its network, its key, its training.
+"""The teacher of a job: its network, its key in the store, and its training.
 
-A teacher's training is a job like any other: this job's configuration with the changes that
-its section ``pretrain`` lists, in a run directory inside the store.
+A teacher is trained by a job whose configuration is this job's with the changes in the
+section ``pretrain``, in a run directory inside the store.
 """
 
 import copy
@@ -32,20 +32,21 @@ from kd_lightning.utils.run_directory import find_checkpoint
 
 log = logging.getLogger(__name__)
 
-# Two parts of one data set differ by less than this in mean and standard deviation (0…1).
+# Largest difference in mean and standard deviation (of values in 0…1) between two parts of one
+# data set; a larger one means other data or another normalisation.
 SAME_SCALE = 0.03
 
 Train = Callable[[DictConfig], Any]
 
 
 class TeacherOrder:
-    """What a job knows of the teacher it wants; sources choose from it.
+    """Specification of the teacher that a job needs, for the teacher sources.
 
     Args:
-        cfg: the configuration of the job.
-        data: its datamodule.
-        spec: what networks are built for.
-        train: runs a job.
+        cfg: configuration of the job.
+        data: datamodule of the job.
+        spec: specification of the data, from which networks are built.
+        train: runs the job of a configuration.
     """
 
     def __init__(
@@ -54,15 +55,18 @@ class TeacherOrder:
         self.cfg, self.data, self.spec, self._train = cfg, data, spec, train
 
     def build(self) -> nn.Module:
-        """The network of ``net@teacher``, without trained weights."""
+        """Return the network of ``net@teacher`` with its initial weights."""
         return untrained(self.cfg.teacher, self.spec)
 
     def load(self, net: nn.Module, run_dir: Path) -> None:
-        """Fill a network with the best checkpoint of a run."""
+        """Load the best checkpoint of a run into a network."""
         load_network(net, find_checkpoint(run_dir), option="net@teacher")
 
     def given(self, paths: Sequence[str]) -> nn.Module:
-        """One network as ``net@teacher`` says; of several, each as its own run says.
+        """Return the network in a checkpoint, or the ensemble of several.
+
+        A single checkpoint is loaded into the network of ``net@teacher``. Of several, each
+        network is built from the configuration of its own run.
 
         Raises:
             UserError: if a checkpoint is missing, damaged, or of another network or data.
@@ -75,14 +79,15 @@ class TeacherOrder:
         return net
 
     def key(self) -> str:
-        """Names everything that determines the teacher's weights."""
+        """Return a key that identifies everything that determines the teacher's weights."""
         job = teacher_job(self.cfg)
-        # The seed of a run only orders the samples, and the teacher has one of its own.
+        # The data's seed only determines the order of samples, and the teacher has its own:
+        # data that differ in nothing else need not be read a second time.
         same = {**plain(job.data), "seed": 0} == {**plain(self.cfg.data), "seed": 0}
         return key_of(job, self.data if same else build_data(job), world_size=1)
 
     def train(self, home: Path) -> Any:
-        """Train the teacher in a run directory, or resume what another process began there."""
+        """Train the teacher in a run directory, resuming an unfinished training there."""
         job = teacher_job(self.cfg)
         job.run_dir = str(home)
         job.resume = str(home) if home.is_dir() else None
@@ -92,8 +97,8 @@ class TeacherOrder:
         home = checkpoint.parent.parent
         if not (home / ".hydra").is_dir():
             raise UserError(
-                f"teacher_ckpt: {checkpoint} lies in no run directory, which would say what "
-                "network it is; of several teachers each needs one"
+                f"teacher_ckpt: {checkpoint} lies in no run directory; with several teachers, "
+                "each network is built from the configuration in its run directory"
             )
         run = load_run(home, checkpoint.stem)
         wanted = self.spec.network_arguments
@@ -107,42 +112,49 @@ class TeacherOrder:
         return run.network
 
     def _warn_of_other_scale(self, where: Path, found: Any) -> None:
-        """Warn of a teacher whose images were normalised otherwise than it will see them."""
+        """Warn if the teacher was trained on images that were normalised differently."""
         spec = self.spec
         if not isinstance(found, dict) or not isinstance(spec, ImageSpec):
-            return  # a plain state dict does not say
+            return  # a plain state dict has no specification
         there, here = (torch.tensor([*s.mean, *s.std]) for s in (ImageSpec.from_plain(found), spec))
         if there.shape != here.shape or (there - here).abs().max() > SAME_SCALE:
             log.warning(
                 "the teacher in %s was trained on images of mean %s and standard deviation %s, "
-                "but these are normalised by %s and %s: its predictions may be of little use",
+                "but these are normalised by %s and %s: its predictions may be poor; see data=",
                 *(where, found["mean"], found["std"], list(spec.mean), list(spec.std)),
             )
 
 
 def publish(cfg: DictConfig, data: L.LightningDataModule, world_size: int) -> None:
-    """Offer what a job has just trained as a teacher to other jobs."""
+    """Copy a finished teacher's run into the store, for other jobs to use."""
     FromStore(cfg.teacher_store).store.publish(key_of(cfg, data, world_size), Path(cfg.run_dir))
 
 
 def teacher_job(cfg: DictConfig) -> DictConfig:
-    """This job's configuration with the changes that ``pretrain`` lists."""
+    """Return a job's configuration with the changes in its section ``pretrain``."""
     job = copy.deepcopy(cfg)
     OmegaConf.set_struct(job, False)
     as_written, values = plain(cfg.pretrain, resolve=False), plain(cfg.pretrain)
     for name, change in as_written.items():
         if isinstance(change, dict) and "_target_" in change:
-            OmegaConf.update(job, name, change, merge=False)  # refers to the teacher's job
+            # Unresolved: interpolations in an object refer to the teacher's configuration.
+            OmegaConf.update(job, name, change, merge=False)
         else:
-            OmegaConf.update(job, name, values[name])  # refers to the student's
+            OmegaConf.update(job, name, values[name])  # those in a value, to the student's
     job.teacher_ckpt = None
     return job
 
 
 def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str:
-    """The key of what a teacher's job trains; it changes with the code of the network."""
+    """Return the key of the teacher that a job trains.
+
+    Args:
+        job: configuration of the teacher's job.
+        data: its datamodule, for the hash of the data.
+        world_size: number of processes, which multiplies the batch size.
+    """
     job = copy.deepcopy(job)
-    job.run_dir = ""  # callbacks may name it
+    job.run_dir = ""  # callbacks contain its path, which must not change the key
     model, trainer = plain(job.model), plain(job.trainer)
     recipe = {
         "model": model,
@@ -157,16 +169,17 @@ def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str
 
 
 def _content(job: DictConfig, data: L.LightningDataModule) -> Any:
-    """A hash of the data; of a datamodule without one, its configuration and code."""
+    """Return the data's fingerprint, or configuration and code of a datamodule without one."""
     fingerprint = getattr(data, "fingerprint", None)
     return fingerprint or [plain(job.data), sources([type(data).__module__])]
 
 
 def shapes_result(callback: Any) -> bool:
-    """Whether a configured callback may shape what a run computes.
+    """Return whether a configured callback may change the weights or figures of a run.
 
-    The class says so by ``shapes_result``; one that does not say is taken to.
+    A class that does not change them sets its attribute ``shapes_result`` to False.
     """
+    # True by default: retraining a teacher is a lesser harm than reusing a wrong one.
     if not isinstance(callback, dict) or "_target_" not in callback:
         return True
     return getattr(get_object(callback["_target_"]), "shapes_result", True)

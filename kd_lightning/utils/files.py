@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and checked when they are read."""
+"""Atomic writing of files, and their checksums."""
 
 import os
 import zlib
@@ -6,29 +6,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-BLOCK = 2**24  # bytes read at a time
+BLOCK = 2**24  # bytes per read, so that a large file need not fit into memory
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file beside its target and rename it.
+    """Write a file atomically: beside its target, then renamed.
 
-    A process that is killed leaves the old file or the new one, never a part. The folder is
-    made where it is missing.
+    A process that is killed leaves either the old file or the new one. Missing folders are
+    created.
 
     Args:
         path: the target.
-        write: is given the open file.
+        write: writes the content to an open binary file.
 
     Raises:
-        OSError: if the file cannot be written; nothing is left behind.
+        OSError: if the file cannot be written; no partial file is left.
     """
+    # In the target's folder, because a rename is atomic within one file system only; with the
+    # process id, because several processes may write the same file.
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file
+            # Otherwise the rename may reach the disk before the content, and a power failure
+            # leaves an empty file.
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -40,7 +44,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def crc32(path: Path) -> int:
-    """Checksum of a file's content."""
+    """Return the CRC-32 checksum of a file's content."""
+    # It detects damage, not tampering, so a fast checksum is enough.
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -1,4 +1,4 @@
-"""How a network is called: its inputs, and the logits in whatever it returns."""
+"""Calling networks: passing their inputs, and finding the logits in their outputs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ def call(net: nn.Module, inputs: Inputs) -> Tensor:
     """Run a network and return its logits.
 
     Args:
-        net: takes one tensor, or keyword arguments where the inputs are a mapping.
+        net: network that takes one tensor, or keyword arguments if the inputs are a mapping.
         inputs: B×… each.
 
     Returns:
@@ -29,13 +29,13 @@ def call(net: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def logits_of(output: Any, net: nn.Module) -> Tensor:
-    """The logits in a network's output.
+    """Return the logits in a network's output.
 
     They are the output itself, its attribute or item ``logits`` (as in transformers), or the
-    first item of a tuple (as where a network adds features or an auxiliary head).
+    first item of a tuple (in networks that also return features or auxiliary logits).
 
     Raises:
-        UserError: if there are none.
+        UserError: if the output contains no logits.
     """
     if isinstance(output, Tensor):
         return output
@@ -54,22 +54,23 @@ def logits_of(output: Any, net: nn.Module) -> Tensor:
 
 
 def apply(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
-    """The inputs with a function applied to each tensor."""
+    """Apply a function to each tensor of the inputs."""
     if isinstance(inputs, Mapping):
         return {name: function(tensor) for name, tensor in inputs.items()}
     return function(inputs)
 
 
 def size_of(inputs: Inputs) -> int:
-    """Number of samples, B."""
+    """Return the number of samples, B."""
     return len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
 
 
 def fitting(inputs: Inputs, net: nn.Module) -> Inputs:
-    """The inputs on the network's device and, where they are floating-point, in its type.
+    """Move the inputs to the network's device, and floating-point ones to its dtype.
 
-    After ``trainer.precision=bf16-true`` a network takes no float32.
+    With ``trainer.precision=bf16-true`` a network does not accept float32.
     """
+    # One parameter stands for all: networks here are on one device and of one dtype.
     weight = next(net.parameters(), None)
     if weight is None:
         return inputs
@@ -80,7 +81,8 @@ def fitting(inputs: Inputs, net: nn.Module) -> Inputs:
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a while, then restore the mode of each part."""
+    """Put a network into evaluation mode within a context, then restore each module's mode."""
+    # By module, because train() would also unfreeze modules that the user keeps in eval mode.
     modes = {part: part.training for part in net.modules()}
     net.eval()
     try:
