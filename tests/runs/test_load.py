@@ -117,7 +117,7 @@ def test_class_of_the_caller_is_trusted_once_imported(
     Mine.__module__, module.Mine = "my_networks", Mine
     student = write_run(tmp_path / "run", {**NET, "_target_": "my_networks.Mine"})
     with pytest.raises(
-        UserError, match=r"my_networks\.Mine, which is no network known here: import its class"
+        UserError, match=r"my_networks\.Mine, which is no network known here.*import its class"
     ):
         load_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "my_networks", module)
