@@ -1,4 +1,4 @@
-"""Every method by its name on the command line: it runs, it learns, it does something."""
+"""Tests of every method on the command line: it runs, learns, and trains a student of its own."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Command, Sweep
+from conftest import ROOT, Command, Sweep, accuracy, read_facts, read_metrics, recompute
 from spy import Banks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,7 +15,6 @@ from kd_lightning import load_run
 from kd_lightning.cli.train import CONF
 from kd_lightning.nets.cnn import StudentCNN
 from kd_lightning.runs.checkpoints import network_state, read_checkpoint
-from kd_lightning.runs.directory import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +25,7 @@ ON_MAPS, ON_EMBEDDINGS = ("at", "fitnet", "nst", "sp", "vid"), ("cc", "crd", "pk
 
 @pytest.fixture(scope="module")
 def sweep(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """One epoch of every method, in one sweep with a cache of its own."""
+    """A sweep of one epoch of every method, with a cache of its own."""
     folder = tmp_path_factory.mktemp("methods")
     done = command(
         *("-m", "data=digits", "trainer.max_epochs=1", f"method={','.join(METHODS)}"),
@@ -42,14 +41,45 @@ def job(sweep: Sweep, method: str) -> Path:
 
 
 def rows(job: Path) -> list[dict[str, str]]:
-    """What was logged of the training steps."""
+    """The logged rows of training steps."""
     with (job / "metrics.csv").open(newline="") as file:
         return [row for row in csv.DictReader(file) if row["train/loss"]]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_learns(sweep: Sweep, method: str) -> None:
-    assert read_metrics(job(sweep, method))["test/accuracy"] > 0.7
+def test_student_learns(sweep: Sweep, method: str) -> None:
+    run_dir = job(sweep, method)
+    logits, target = recompute(run_dir, "test")
+    metrics = read_metrics(run_dir)
+    assert metrics["test/accuracy"] == pytest.approx(accuracy(logits, target), abs=1e-7)
+    first, *_, last = (float(row["train/loss"]) for row in rows(run_dir))
+    assert last < first
+    # after one epoch the methods lie between 0.836 and 0.878, the baseline at 0.861
+    baseline = read_metrics(job(sweep, "ce"))["test/accuracy"]
+    assert metrics["test/accuracy"] > baseline - 0.05
+
+
+ROLES = {
+    "ce": "baseline",
+    "label_smoothing": "control: label_smoothing",
+    "permuted": "control: permuted",
+    "untrained": "control: untrained",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_facts_of_each_method(sweep: Sweep, method: str, store: Path) -> None:
+    facts = read_facts(job(sweep, method))
+    assert (facts["method"], facts["role"]) == (method, ROLES.get(method, "student"))
+    if method in ("untrained", "mutual"):
+        assert (facts["teacher"], facts["teacher_figures"]) == ("", {})
+    else:
+        assert Path(facts["teacher"]).parent == store
+        own = read_metrics(Path(facts["teacher"]))
+        assert facts["teacher_figures"]["test/accuracy"] == own["test/accuracy"]
+        assert read_metrics(job(sweep, method))["test/teacher_accuracy"] == own["test/accuracy"]
+    assert facts["settings"]["method"] == method
+    assert facts["overrides"] == {"data": "digits", "trainer.max_epochs": "1", "method": method}
 
 
 def test_no_two_methods_train_the_same_student(sweep: Sweep) -> None:
@@ -62,14 +92,14 @@ def test_no_two_methods_train_the_same_student(sweep: Sweep) -> None:
     assert alike == []
 
 
-def test_the_table_names_them_all(sweep: Sweep) -> None:
+def test_table_names_every_method(sweep: Sweep) -> None:
     with (sweep.folder / "sweep.csv").open(newline="") as file:
         named = [row["method"] for row in csv.DictReader(file)]
     assert [name for name in named if name] == METHODS
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_gives_back_the_student_and_nothing_else(sweep: Sweep, method: str) -> None:
+def test_checkpoint_holds_the_student_and_layers_of_its_terms(sweep: Sweep, method: str) -> None:
     run = load_run(job(sweep, method))
     expected = StudentCNN(run.spec.input_shape, run.spec.num_classes)
     assert run.network.state_dict().keys() == expected.state_dict().keys()
@@ -79,18 +109,20 @@ def test_a_run_gives_back_the_student_and_nothing_else(sweep: Sweep, method: str
     assert not [name for name in state if name.startswith("teacher.")]
 
 
-def test_the_teacher_is_asked_once_for_each_of_its_outputs(sweep: Sweep) -> None:
-    def asked(*methods: str) -> int:
+def test_each_teacher_output_is_computed_once(sweep: Sweep) -> None:
+    def computed(*methods: str) -> int:
         logs = [(job(sweep, method) / "train.log").read_text() for method in methods]
-        return sum(log.count("asking the teacher about") for log in logs)
+        return sum(log.count("computing teacher outputs for") for log in logs)
 
-    assert asked(*ON_MAPS) == asked(*ON_EMBEDDINGS) == 1
-    assert asked("fsp", "review") == 1  # one more map, and what is known of the other
+    assert computed(*ON_MAPS) == computed(*ON_EMBEDDINGS) == 1
+    assert computed("fsp", "review") == 1  # one more map; the other is there
     others = {*METHODS} - {*ON_MAPS, *ON_EMBEDDINGS, "fsp", "review", "untrained", "mutual"}
-    assert asked(*others) == 3  # the logits of a split each
+    assert computed(*others) == 3  # the logits of each split
+    assert computed("untrained") == 3  # another teacher's
+    assert computed("mutual") == 0
 
 
-def test_numbers_that_move_are_logged_as_they_move(sweep: Sweep) -> None:
+def test_schedules_are_logged(sweep: Sweep) -> None:
     def logged(method: str, name: str) -> list[float]:
         return [float(row[f"train/{name}"]) for row in rows(job(sweep, method))]
 
@@ -102,7 +134,7 @@ def test_numbers_that_move_are_logged_as_they_move(sweep: Sweep) -> None:
 
 
 @pytest.mark.parametrize("method", ["ctkd", "ctkd_instance"])
-def test_a_learned_temperature_moves_and_is_plotted_and_kept(sweep: Sweep, method: str) -> None:
+def test_learned_temperature_is_logged_and_saved(sweep: Sweep, method: str) -> None:
     first, last = (float(row["train/temperature"]) for row in rows(job(sweep, method)))
     assert abs(last - first) > 1e-3
     assert 1 < last < 21
@@ -119,7 +151,7 @@ def test_a_learned_temperature_moves_and_is_plotted_and_kept(sweep: Sweep, metho
 
 @pytest.fixture(scope="module")
 def pairs(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """Two terms at once, the second with a weight that grows, on two processes."""
+    """A sweep of two terms on two processes, the second with a growing weight."""
     folder = tmp_path_factory.mktemp("pairs")
     done = command(
         *("-m", "data=digits", "trainer.devices=2", "trainer.max_epochs=1", "method=fitnet,crd"),
@@ -133,17 +165,18 @@ def pairs(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return Sweep(folder / "sweep", done.stdout)
 
 
-def test_several_terms_at_once_with_a_schedule_for_a_weight(pairs: Sweep) -> None:
+def test_weight_of_a_second_term_may_be_a_schedule(pairs: Sweep) -> None:
     for job, term, weight in zip(pairs, ("fitnet", "crd"), (100, 0.8), strict=True):
         logged = rows(job)
         assert {float(row[f"train/weight_{term}"]) for row in logged} == {weight}
         grows = [float(row["train/weight_sp"]) for row in logged]
         assert grows == pytest.approx([3000 * step / 41 for step in (9, 19, 29, 39, 40)])
         assert all(float(row[f"train/{name}"]) > 0 for row in logged for name in (term, "sp"))
-        assert read_metrics(job)["test/accuracy"] > 0.5
+        expected = accuracy(*recompute(job, "test"))
+        assert read_metrics(job)["test/accuracy"] == pytest.approx(expected, abs=1e-7)
 
 
-def test_banks_are_the_same_on_both_processes_and_remember_the_samples_of_both(
+def test_banks_are_equal_on_both_processes_and_hold_all_samples(
     pairs: Sweep,
 ) -> None:
     first, second = (
@@ -153,7 +186,7 @@ def test_banks_are_the_same_on_both_processes_and_remember_the_samples_of_both(
     assert first["moved"] == [SAMPLES, SAMPLES]
 
 
-def test_both_processes_ask_the_teacher_once(pairs: Sweep) -> None:
+def test_two_processes_share_teacher_outputs(pairs: Sweep) -> None:
     files = [p.name for p in (pairs.folder.parent / "cache").glob("*.pt")]
     kinds = sorted(name.partition("-")[2] for name in files)
     # a map for fitnet and sp, the embedding for crd, the logits of the splits that are evaluated
