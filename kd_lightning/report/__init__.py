@@ -1,15 +1,15 @@
-"""Run directories in; tables, plots and verdicts out.
+"""Reports: from run directories to tables, plots and verdicts.
 
-read.py         run directories and sweep directories
-groups.py       runs that differ in their seed alone form a group; each group has a baseline
+read.py         reading of run directories and sweep directories
+groups.py       groups of runs that differ only in their seed, and their baselines
 statistics.py   means, intervals, differences and tests, as pure functions of numbers
-compare.py      each group beside its baseline
+compare.py      comparison of each group with its baseline
 verdicts.py     the headline, the comparison with controls, the notes
-table.py        the one table class, and how numbers are written
-tables.py       the tables of a report;  sweep.py: of a run, a chain or a sweep
-plots/          one kind of plot a file
+table.py        the table class, and the formatting of numbers
+tables.py       the tables of a report;  sweep.py: those of a run, a chain or a sweep
+plots/          one file for each kind of plot
 page.py         report.html, report.md, report.csv
 
-Nothing here imports training code, reads configurations or prints: the facts are in
-``run.json``, the figures in ``metrics.json``, and :mod:`kd_lightning.cli.console` prints.
+Nothing here imports training code, reads configurations or prints: facts come from
+``run.json``, figures from ``metrics.json``, and :mod:`kd_lightning.cli.console` prints.
 """

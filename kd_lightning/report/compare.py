@@ -1,4 +1,4 @@
-"""Each group beside its baseline: what a report says, before it is given any form."""
+"""Comparison of groups with their baselines: the content of a report, without its format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from kd_lightning.report.statistics import (
 )
 from kd_lightning.utils.run_directory import RunDirectory, finite
 
-VAL, TEST = "val/accuracy", "test/accuracy"
+VAL, TEST = "val/accuracy", "test/accuracy"  # for choices, and for the differences reported
 
 K = TypeVar("K")
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A group and how it compares.
+    """Group and its comparison with a baseline.
 
     Attributes:
-        group: its runs.
-        baseline: the group it is compared with; itself where it is a baseline.
-        val: its validation accuracy.
-        test: its test accuracy.
-        difference: test accuracy less the baseline's.
-        p: of that difference, Holm-adjusted over the report.
+        group: the runs.
+        baseline: the group that this one is compared with; a baseline is its own.
+        val: validation accuracy.
+        test: test accuracy.
+        difference: test accuracy minus that of the baseline.
+        p: p-value of the difference, Holm-adjusted over the report.
         verdict: ``helps``, ``baseline``, ``too few seeds`` …
     """
 
@@ -49,24 +49,25 @@ class Row:
 
     @property
     def is_about_distillation(self) -> bool:
-        """Whether the verdict says if distillation helps: a student against labels alone."""
+        """Whether a distilled student is compared with students trained on labels alone."""
         return self.group.distils and self.baseline is not None and self.baseline.is_baseline
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """One teacher, or several that taught the same groups, each with another seed.
+    """Teacher of one or more groups; several if the runs of a group have different teachers.
 
     Attributes:
-        runs: for each teacher a student's run, which records the teacher's figures.
-        groups: the labels of the groups it taught.
+        runs: for each teacher, a student's run, which records the teacher's figures.
+        groups: labels of the groups it taught.
     """
 
     runs: dict[str, RunDirectory]
     groups: list[str]
 
     def scores(self, name: str) -> list[float]:
-        """A figure of each teacher, by the name of the student's figure."""
+        """Return a figure of each teacher, given the name of the student's figure."""
+        # Measured beside the student if possible, else as recorded when the teacher was trained.
         split, slash, figure = name.rpartition("/")
         full = f"{split}{slash}{TEACHER}{figure}"
         found = [_first(run.number(full), _own(run, name)) for run in self.runs.values()]
@@ -78,7 +79,7 @@ class Teacher:
 
 
 def _own(run: RunDirectory, name: str) -> float | None:
-    """A figure of the teacher's own run directory, as the student's run recorded it."""
+    """Return a figure from the teacher's own run, as recorded in the student's run."""
     figures = run.facts.get("teacher_figures")
     return finite(figures.get(name)) if isinstance(figures, dict) else None
 
@@ -89,15 +90,15 @@ def _first(*values: float | None) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Everything a report says.
+    """Content of a report.
 
     Attributes:
-        columns: the keys that name the groups, and their short names.
+        columns: keys that name the groups, and their short names.
         rows: the groups.
-        teachers: of all groups.
+        teachers: teachers of all groups.
         unfinished: runs without figures.
-        repeats: runs that a later one of the same group and seed replaces.
-        named: the baseline that was named with ``--baseline``; empty for labels alone.
+        repeats: runs replaced by a later run of the same group and seed.
+        named: baseline chosen with ``--baseline``; empty for students trained on labels alone.
     """
 
     columns: dict[str, str]
@@ -109,12 +110,12 @@ class Report:
 
     @property
     def runs(self) -> list[RunDirectory]:
-        """All that were counted."""
+        """All runs that are counted."""
         return [run for row in self.rows for run in row.group.runs.values()]
 
     @property
     def baseline(self) -> str:
-        """The name of the baseline in sentences."""
+        """Name of the baseline, for use in sentences."""
         return self.named or "the baseline"
 
     @property
@@ -123,24 +124,24 @@ class Report:
 
     @property
     def asked(self) -> list[Row]:
-        """The comparisons that the headline is about: those that distil, if any do."""
-        # a control that does best must not decide whether distillation helped
+        """Comparisons for the headline: those of distilled students, if there are any."""
+        # A control with the best result must not decide whether distillation helped.
         return [row for row in self.compared if row.group.distils] or self.compared
 
     @property
     def has_one_baseline(self) -> bool:
-        """Whether everything that the headline is about is compared with the same group."""
+        """Whether all comparisons for the headline have the same baseline."""
         return len({row.baseline for row in self.asked}) == 1
 
     @property
     def best(self) -> Row | None:
-        """The best student, chosen on validation data."""
+        """Best student, chosen on validation data."""
         return best_on_validation([row for row in self.rows if row.group.role != "teacher"])
 
     @property
     def lead(self) -> Row | None:
-        """The row of the headline: chosen on validation, or the clearest of several baselines."""
-        # choosing on test data would bias the very difference that is reported
+        """Row of the headline: the best on validation, or the clearest of several baselines."""
+        # Choosing on test data would bias the difference that is reported.
         return best_on_validation(self.asked) if self.has_one_baseline else clearest(self.asked)
 
 
@@ -148,28 +149,29 @@ def build_report(runs: Sequence[RunDirectory], named: Sequence[str] = ()) -> Rep
     """Group the runs, find the baselines and compare.
 
     Args:
-        runs: finished or not.
-        named: ``key=value`` of the groups to compare with, instead of labels alone.
+        runs: the runs, finished or not.
+        named: ``key=value`` of the groups to compare with; by default students trained on
+            labels alone.
     """
     groups = group_runs(runs)
     return Report(
         groups.columns,
         _compare(groups, find_baselines(groups, named)),
         _teachers(groups.groups),
-        [run for run in runs if not run.is_finished],
+        [run for run in runs if not (run.is_finished or run.same_as)],
         groups.repeats,
         ", ".join(named),
     )
 
 
 def best_on_validation(rows: Sequence[Row]) -> Row | None:
-    """The row with the highest mean validation accuracy."""
+    """Return the row with the highest mean validation accuracy."""
     scored = [(row.val.mean, row) for row in rows if row.val]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
 def clearest(rows: Sequence[Row]) -> Row | None:
-    """The row with the smallest p, of equals that with the largest difference."""
+    """Return the row with the smallest p-value; ties are broken by the largest difference."""
     found = [
         ((row.p, -abs(d.mean)), row) for row in rows if (d := row.difference) and row.p is not None
     ]
@@ -177,13 +179,13 @@ def clearest(rows: Sequence[Row]) -> Row | None:
 
 
 def adjusted(found: Mapping[K, Difference | None]) -> dict[K, float]:
-    """The p-values of differences, Holm-adjusted for their number."""
+    """Return the p-values of differences, Holm-adjusted for their number."""
     raw = {key: d.p for key, d in found.items() if d and d.p is not None}
     return dict(zip(raw, holm(list(raw.values())), strict=True))
 
 
 def difference_of(group: Group, other: Group | None) -> Difference | None:
-    """The difference in test accuracy; None where there is nothing to compare."""
+    """Return the difference in test accuracy; None if there is nothing to compare."""
     if other is None or other is group:
         return None
     ours, theirs = group.scores(TEST), other.scores(TEST)
@@ -192,7 +194,7 @@ def difference_of(group: Group, other: Group | None) -> Difference | None:
 
 def _compare(groups: Groups, baselines: dict[Group, Group]) -> list[Row]:
     found = {group: difference_of(group, baselines.get(group)) for group in groups.groups}
-    # all verdicts of a report are one family: each further comparison costs power
+    # All verdicts of a report are one family of tests: each further comparison costs power.
     p_values, rows = adjusted(found), []
     for group, delta in found.items():
         baseline, p = baselines.get(group), p_values.get(group)
@@ -207,7 +209,7 @@ def _teachers(groups: Sequence[Group]) -> list[Teacher]:
     found: list[Teacher] = []
     for group in groups:
         own = {t: run for run in group.runs.values() if (t := run.facts["teacher"])}
-        # groups that share one teacher share them all: those of the other seeds
+        # Groups that share one teacher share all of them, which differ only in their seed.
         same = [teacher for teacher in found if teacher.runs.keys() & own.keys()]
         if same:
             same[0].runs.update(own)

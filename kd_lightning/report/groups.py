@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed form a group; each group has a baseline."""
+"""Groups of runs that differ only in their seed, and the baseline of each group."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ from typing import Any
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import RunDirectory, finite
 
-BASELINE, STUDENT, CONTROL = "baseline", "student", "control: "  # roles of runs, in run.json
-NO_PART = "–"  # the value of a setting that plays no part in a run
-# What a run may have of its own beside its baseline. All else, as the student, its data and its
-# budget, must agree: a difference would be credited to the method.
+BASELINE, STUDENT, CONTROL = "baseline", "student", "control: "  # roles in run.json
+NO_PART = "–"  # value of a setting that does not apply to a run
+# Sections in which a run may differ from its baseline. All others, such as the student, its
+# data and its budget, must agree, or their effect would be attributed to the method.
 OF_THE_METHOD = (
     *("method", "model", "teacher", "teacher_from", "teacher_ckpt", "pretrain", "cache", "chain"),
 )
-# Where runs have to be told apart by settings that nobody typed, these come first.
+# Sections whose settings come first among those that name groups without being overridden.
 FIRST = ("student", "method", "teacher_from", "teacher", "model", "chain")
-PLAIN = "ce"  # the option of method= that is a baseline and nothing else
+PLAIN = "ce"  # the option of method= that is always a baseline
 
 Agrees = Callable[["Group", "Group"], bool]
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Finished runs that differ in their seed alone.
+    """Finished runs that differ only in their seed.
 
     Attributes:
-        values: the group's value of each column, as text.
-        label: the same in one line, as in ``method=kd, temperature=5``.
-        runs: by seed.
+        values: value of each column, as text.
+        label: the values in one line, such as ``method=kd, temperature=5``.
+        runs: the runs by seed.
     """
 
     values: dict[str, str]
@@ -49,25 +49,25 @@ class Group:
 
     @property
     def distils(self) -> bool:
-        """Whether a trained teacher takes part, unchanged."""
+        """Whether the runs learn from the unmodified outputs of a trained teacher."""
         return self.role == STUDENT
 
     @property
     def control(self) -> str:
-        """Which control this is, as in ``permuted``; empty if none."""
+        """Name of the control, such as ``permuted``; empty if the group is none."""
         return self.role.removeprefix(CONTROL) if self.role.startswith(CONTROL) else ""
 
     def scores(self, name: str) -> dict[str, float]:
-        """A figure by seed, of the runs that have it."""
+        """Return a figure by seed, for the runs that have it."""
         found = {seed: run.number(name) for seed, run in self.runs.items()}
         return {seed: score for seed, score in found.items() if score is not None}
 
     def setting(self, key: str) -> float | None:
-        """A setting that is a number."""
+        """Return a setting if it is a number, else None."""
         return finite(self.first.settings.get(key))
 
     def agreement(self, other: "Group", columns: Sequence[str]) -> int:
-        """The number of columns in which two groups have the same value."""
+        """Return the number of columns in which two groups have the same value."""
         return sum(self.values[key] == other.values[key] for key in columns)
 
 
@@ -76,9 +76,9 @@ class Groups:
     """All groups of a report.
 
     Attributes:
-        columns: the keys whose values name the groups, and a short name of each.
-        groups: in the order of their first runs.
-        repeats: runs left out because a later one has the same group and seed.
+        columns: keys whose values name the groups, and a short name of each.
+        groups: the groups, in the order of their first runs.
+        repeats: runs replaced by a later run of the same group and seed.
     """
 
     columns: dict[str, str]
@@ -101,7 +101,7 @@ def group_runs(runs: Sequence[RunDirectory]) -> Groups:
     for part in parts:
         values = {key: value(part[0], key) for key in keys}
         label = ", ".join(f"{columns[key]}={text}" for key, text in values.items())
-        # a seed counts once: a repeat is no further evidence
+        # A seed counts once: repeating it gives no independent evidence.
         by_seed = {run.seed: run for run in part}
         repeats += [run for run in part if run is not by_seed[run.seed]]
         groups.append(Group(values, label or "all runs", by_seed))
@@ -111,7 +111,7 @@ def group_runs(runs: Sequence[RunDirectory]) -> Groups:
 def _by_identity(runs: Sequence[RunDirectory]) -> dict[Any, list[RunDirectory]]:
     found: dict[Any, list[RunDirectory]] = {}
     for run in runs:
-        # as text, since 5 typed and 5.0 by default are one setting
+        # As text, because an override of 5 and a default of 5.0 are the same setting.
         settings = frozenset((key, as_text(value)) for key, value in run.settings.items())
         identity = (run.role, as_text(run.facts["processes"]), settings)
         found.setdefault(identity, []).append(run)
@@ -119,13 +119,18 @@ def _by_identity(runs: Sequence[RunDirectory]) -> dict[Any, list[RunDirectory]]:
 
 
 def _value_in(covered: set[str]) -> Callable[[RunDirectory, str], str]:
-    """The value of a key in a run, given the sections that the settings of all runs cover."""
+    """Return a function that gives the value of a key in a run, as text.
+
+    Args:
+        covered: sections that the settings of some run contain.
+    """
 
     def value(run: RunDirectory, key: str) -> str:
         if key in run.settings:
             return as_text(run.settings[key])
         if key in ("role", "processes"):
             return as_text(run.facts[key])
+        # A key of a covered section is missing because the section does not apply to the run.
         return NO_PART if _section(key) in covered else as_text(run.overrides.get(key, ""))
 
     return value
@@ -134,23 +139,23 @@ def _value_in(covered: set[str]) -> Callable[[RunDirectory, str], str]:
 def _columns(
     parts: Sequence[list[RunDirectory]], value: Callable[[RunDirectory, str], str]
 ) -> list[str]:
-    """The keys that name the groups.
+    """Return the keys that name the groups.
 
-    Settings that were typed and differ come first. Others are added while they tell further
-    groups apart: what else was typed, as in ``experiment=…``, then settings nobody typed.
+    Overridden settings that differ come first. Other keys are added if they distinguish more
+    groups: first other overrides, such as ``experiment=…``, then settings without override.
     """
     settings = {key for part in parts for key in part[0].settings}
     covered = {_section(key) for key in settings}
     typed = dict.fromkeys(key for part in parts for run in part for key in run.overrides)
-    # first what the user chose to vary, in the order typed
+    # First what the user chose to vary, in the order of the command line.
     is_setting = [key for key in typed if _section(key) in covered]
-    # a key that differs only in playing no part in some runs says little: the method says that
+    # A key that differs only because it does not apply to some runs is redundant with the method.
     keys = [k for k in is_setting if len({value(p[0], k) for p in parts} - {NO_PART}) > 1]
     others = [key for key in typed if key not in keys and key != "seed"]
-    # a typed value that differs inside a group does not name the group
+    # An override that differs within a group cannot name the group.
     others = [key for key in others if all(len({value(r, key) for r in p}) == 1 for p in parts)]
     names = [tuple(value(part[0], key) for key in keys) for part in parts]
-    # then greedily whatever makes further names differ
+    # Then, greedily, every key that makes more names differ.
     for key in [*others, *sorted(settings - set(keys), key=_order), "role", "processes"]:
         longer = [(*name, value(p[0], key)) for name, p in zip(names, parts, strict=True)]
         if len(set(longer)) > len(set(names)):
@@ -164,16 +169,16 @@ def _order(key: str) -> tuple[int, str]:
 
 
 def find_baselines(groups: Groups, named: Sequence[str] = ()) -> dict[Group, Group]:
-    """The baseline of each group that has one; a baseline is its own.
+    """Return the baseline of each group that has one; a baseline is its own.
 
     Args:
-        groups: of the report.
-        named: ``key=value`` of other groups to compare with. Each is compared with the groups
-            that agree with it in all other columns. Without it, the groups that learned from
-            labels alone are compared with the students of the same data and budget.
+        groups: groups of the report.
+        named: ``key=value`` of groups to compare with; each is compared with the groups that
+            agree with it in all other columns. By default students trained on labels alone
+            are compared with the students of the same data and budget.
 
     Raises:
-        UserError: if no group is the named one.
+        UserError: if there is no such group.
     """
     if named:
         candidates, agrees = _named(groups, named)
@@ -182,7 +187,7 @@ def find_baselines(groups: Groups, named: Sequence[str] = ()) -> dict[Group, Gro
     found = {}
     for group in groups.groups:
         fitting = [c for c in candidates if agrees(group, c)]
-        # a teacher has the data and the budget of a student, but is not a student
+        # A teacher may agree with a baseline in data and budget, but is another network.
         if fitting and (named or group.role != "teacher"):
             found[group] = _nearest(group, fitting, list(groups.columns))
     return found
@@ -203,7 +208,7 @@ def _same_work(a: Group, b: Group) -> bool:
 
 
 def _nearest(group: Group, fitting: Sequence[Group], columns: Sequence[str]) -> Group:
-    """Of several baselines that fit, the plain one, then the one with most in common."""
+    """Choose among several baselines: ``method=ce`` first, then the most similar one."""
     return max(
         fitting,
         key=lambda b: (b.first.facts.get("method") == PLAIN, b.agreement(group, columns)),
@@ -212,7 +217,7 @@ def _nearest(group: Group, fitting: Sequence[Group], columns: Sequence[str]) -> 
 
 def _work(run: RunDirectory) -> dict[str, str]:
     settings = {k: as_text(v) for k, v in run.settings.items() if _section(k) not in OF_THE_METHOD}
-    # more processes make larger batches and fewer steps: another budget
+    # More processes mean larger batches and fewer steps, which is another budget.
     return {**settings, "processes": as_text(run.facts["processes"])}
 
 
@@ -226,13 +231,13 @@ def _column(groups: Groups, text: str) -> tuple[str, str]:
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """``temperature`` for ``method.temperature``, unless another key ends alike."""
+    """Shorten ``method.temperature`` to ``temperature``, unless another key has the same end."""
     ends = [key.rpartition(".")[2] for key in keys]
     return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 def as_text(value: Any) -> str:
-    """A setting as text, the same for ``5`` and ``5.0``."""
+    """Format a setting as text, identical for ``5`` and ``5.0``."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

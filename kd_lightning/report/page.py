@@ -1,4 +1,4 @@
-"""The report as files: an HTML page, Markdown with its plots, CSV."""
+"""Files of a report: an HTML page, Markdown with plots, and CSV."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -25,11 +25,11 @@ from kd_lightning.report.verdicts import METHOD, common_overrides, controls, hea
 from kd_lightning.utils.errors import UserError
 
 TITLE = "Did distillation help?"
-REACH = 60  # half the width of the drawn intervals, in units of their SVG
+REACH = 60  # half the width of the plotted intervals, in SVG units
 
 
 class Whisker(NamedTuple):
-    """A difference and its interval, on one scale for all rows of a table."""
+    """Difference and its interval, on a common scale for all rows of a table."""
 
     low: float
     mean: float
@@ -42,7 +42,7 @@ def write_report(report: Report, folder: Path) -> None:
     Raises:
         UserError: if the folder cannot be written.
     """
-    plots = draw(report)
+    plots = draw(report)  # before the folder is created, since damaged diagnostics raise here
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = _write_pngs(plots, folder / "plots")
@@ -54,7 +54,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def html(report: Report, plots: Sequence[Plot]) -> str:
-    """The page, which needs no other file."""
+    """Return the self-contained HTML page."""
     return _template().render(
         title=TITLE,
         headline=headline(report),
@@ -66,15 +66,16 @@ def html(report: Report, plots: Sequence[Plot]) -> str:
         css_class={HELPS: "helps", HURTS: "hurts", NO_DIFFERENCE: "verdict"},
         notes=_notes(report),
         plots=plots,
-        # narrow plots stand two by two; one that is left over has a row of its own
+        # Narrow plots are placed in pairs; the last of an odd number gets its own row.
         alone=_left_over(plots),
-        svg=lambda plot: Markup(plot.svg()),  # Matplotlib escapes the text in it
+        svg=lambda plot: Markup(plot.svg()),  # Matplotlib has escaped the text in it
         further=_further(report),
     )
 
 
 @cache
 def _template() -> Template:
+    # Escaped by default, since names and paths of runs come from files and command lines.
     environment = Environment(
         loader=PackageLoader("kd_lightning", "report"),
         autoescape=True,
@@ -92,7 +93,7 @@ def _notes(report: Report) -> list[str]:
 
 def _whiskers(report: Report) -> list[Whisker | None]:
     found = [_interval(row) for row in report.rows]
-    # one scale for all rows, so that lengths can be compared
+    # One scale for all rows, so their lengths are comparable.
     reach = max((abs(end) for interval in found if interval for end in interval), default=0.0)
     if not reach:
         return [None] * len(found)
@@ -113,7 +114,7 @@ def _left_over(plots: Sequence[Plot]) -> Plot | None:
 
 
 def _further(report: Report) -> list[tuple[str, Table]]:
-    """The tables below the plots, with their titles."""
+    """Return the tables below the plots, with their titles."""
     tables = {
         "Errors on test data": errors_table(report),
         "Fidelity, calibration and cost (validation data)": further_table(report),
@@ -136,7 +137,7 @@ def _markdown(report: Report, plots: Sequence[Plot], files: Sequence[Path]) -> s
     for plot, file in zip(plots, files, strict=True):
         parts.append(f"## {plot.title}\n\n![{plot.title}](plots/{file.name})")
         parts.append(literal(plot.caption))
-    # the directories of the runs are of use on this machine, the Markdown elsewhere
+    # Markdown is made for sharing, and paths of runs are useful on this machine only.
     tables = [(title, table) for title, table in _further(report) if title != "Runs"]
     parts += [f"## {title}\n\n{table.markdown()}" for title, table in tables]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"

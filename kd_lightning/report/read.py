@@ -1,4 +1,4 @@
-"""Run directories and sweep directories, read and checked."""
+"""Reading and checking of run directories and sweep directories."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,8 @@ from kd_lightning.utils.run_directory import (
 
 Convert = Callable[[Path], dict[str, Any]]
 
-# The facts that a report needs, and their types in JSON.
+# Facts that a report needs, and their types in JSON. Checked when read, since a run directory
+# may have been edited or written by another version.
 TYPES = {
     **{"role": str, "teacher": str, "settings": dict, "overrides": dict, "links": list},
     **{"seed": object, "processes": int},
@@ -25,11 +26,11 @@ TYPES = {
 
 
 def read_runs(folders: Sequence[Path], convert: Convert | None = None) -> list[RunDirectory]:
-    """The runs in any mixture of run directories and sweep directories, each once.
+    """Read the runs in run directories and sweep directories, each run once.
 
     Args:
-        folders: the directories.
-        convert: gives the facts of a directory that was written before ``run.json`` was.
+        folders: run directories, sweep directories, or both.
+        convert: returns the facts of a directory of version 0.1, which has no ``run.json``.
 
     Raises:
         UserError: if a directory is neither, or a file in it is damaged.
@@ -45,7 +46,7 @@ def read_runs(folders: Sequence[Path], convert: Convert | None = None) -> list[R
 
 
 def _read(path: Path, convert: Convert | None) -> RunDirectory:
-    # a job that failed early, as for a wrong option, has recorded no facts
+    # A job that failed early, for example because of an invalid option, has no facts.
     if not any((path / name).is_file() for name in (FACTS, METRICS)):
         return RunDirectory(
             path,
@@ -60,8 +61,8 @@ def _read(path: Path, convert: Convert | None) -> RunDirectory:
 
 
 def _overrides(path: Path, convert: Convert | None) -> dict[str, str]:
-    """What was typed for such a job, as far as its configuration can be read."""
+    """Return a failed job's overrides; empty if its configuration cannot be read."""
     try:
         return convert(path)["overrides"] if convert else {}
-    except UserError:  # the configuration may be what the job failed for
+    except UserError:  # the configuration itself may be the reason for the failure
         return {}

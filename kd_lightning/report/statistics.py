@@ -1,8 +1,8 @@
 """Statistics of a few seeds: means, intervals, differences and verdicts.
 
-Pure functions of numbers. Intervals and tests are Student's t at 95 %, because there are
-three to ten runs rather than hundreds. Scores are given by seed: two groups that ran the
-same seeds are compared in pairs, which removes the variation that the seeds share.
+All functions are pure. Intervals and tests use Student's t distribution at the 95 % level,
+because a group has three to ten runs rather than hundreds. Groups that ran the same seeds are
+compared in pairs, which removes the variation that the seeds share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from statistics import fmean, stdev, variance
 from scipy.special import stdtr, stdtrit  # scipy.stats takes a second to import
 
 LEVEL = 0.05
-MIN_SEEDS = 3
-FLAT = 1e-6  # relative; below it a spread is nothing but the rounding of float32
+MIN_SEEDS = 3  # with two, the 97.5 % quantile of Student's t is 12.7: any interval is useless
+FLAT = 1e-6  # relative spread below which scores differ only by the rounding of float32
 
 HELPS, HURTS = "helps", "hurts"
 NO_DIFFERENCE, TOO_FEW = "no difference shown", "too few seeds"
@@ -22,14 +22,14 @@ NO_DIFFERENCE, TOO_FEW = "no difference shown", "too few seeds"
 
 @dataclass(frozen=True)
 class Summary:
-    """Scores of one group.
+    """Summary of a group's scores.
 
     Attributes:
-        n: the number of scores.
-        mean: of the scores.
-        sd: sample standard deviation, from two scores on.
-        low: lower end of the mean's 95 % interval, where the scores differ.
-        high: its upper end.
+        n: number of scores.
+        mean: mean of the scores.
+        sd: sample standard deviation; None for a single score.
+        low: lower end of the mean's 95 % interval; None if the scores do not differ.
+        high: upper end of the interval.
     """
 
     n: int
@@ -41,15 +41,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """A group's mean score less that of the group it is compared with.
+    """Difference between the mean scores of two groups.
 
     Attributes:
-        n: number of pairs; where the groups are not paired, the runs of the smaller one.
-        mean: the difference.
-        paired: by seed; otherwise the two groups are compared by Welch's t-test.
-        low: lower end of the 95 % interval, where the scores vary.
-        high: its upper end.
-        p: two-sided; None with fewer than three seeds.
+        n: number of pairs; in an unpaired comparison, of runs in the smaller group.
+        mean: the first group's mean minus the second group's.
+        paired: whether scores are paired by seed; otherwise Welch's t-test is used.
+        low: lower end of the 95 % interval; None if the scores do not vary.
+        high: upper end of the interval.
+        p: two-sided p-value; None with fewer than three seeds.
     """
 
     n: int
@@ -61,7 +61,7 @@ class Difference:
 
 
 def summarize(scores: Sequence[float]) -> Summary:
-    """Mean, sample standard deviation and the mean's 95 % interval.
+    """Compute the mean, sample standard deviation and 95 % interval of scores.
 
     >>> summary = summarize([1.0, 2.0, 3.0])
     >>> summary.mean, summary.sd, round(summary.low or 0, 3), round(summary.high or 0, 3)
@@ -80,12 +80,12 @@ def summarize(scores: Sequence[float]) -> Summary:
 def difference(scores: Mapping[str, float], other: Mapping[str, float]) -> Difference:
     """Compare two groups of scores by seed.
 
-    Paired over the seeds they share if these are three or more, or all that there are;
-    otherwise unpaired. Where nothing varies, t is undefined, and p is that of an exact
-    permutation test.
+    The comparison is paired over the shared seeds if there are at least three of them or all
+    seeds are shared, and unpaired otherwise. If the scores do not vary, t is undefined and p
+    comes from an exact permutation test.
     """
     shared = scores.keys() & other.keys()
-    # fewer than three pairs have no power: then more unpaired runs say more
+    # Fewer than three pairs have no power; a larger number of unpaired runs has more.
     if len(shared) >= MIN_SEEDS or scores.keys() == other.keys():
         return _paired([scores[s] for s in shared], [other[s] for s in shared])
     return _welch(list(scores.values()), list(other.values()))
@@ -96,7 +96,7 @@ def _paired(scores: list[float], others: list[float]) -> Difference:
     n, mean, flat = len(deltas), fmean(deltas), _flat(scores + others)
     if n < 2:
         return Difference(n, mean, True)
-    if stdev(deltas) <= flat:  # the chance of n equal signs, two-sided
+    if stdev(deltas) <= flat:  # p is the probability of n equal signs, two-sided
         return _no_spread(n, mean, True, flat, 0.5 ** (n - 1))
     return _student(n, mean, True, stdev(deltas) / sqrt(n), n - 1)
 
@@ -107,8 +107,9 @@ def _welch(a: list[float], b: list[float]) -> Difference:
         return Difference(n, mean, False)
     va, vb = variance(a) / len(a), variance(b) / len(b)
     error = sqrt(va + vb)
-    if error <= flat:  # the chance of a complete separation, two-sided
+    if error <= flat:  # p is the probability of a complete separation, two-sided
         return _no_spread(n, mean, False, flat, 2 / comb(len(a) + len(b), len(a)))
+    # Welch–Satterthwaite: the groups may have different variances and numbers of runs.
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     return _student(n, mean, False, error, freedom)
 
@@ -129,18 +130,18 @@ def _half_width(error: float, freedom: float) -> float:
 
 
 def _flat(scores: Sequence[float]) -> float:
-    """The spread up to which scores count as equal."""
+    """Return the spread up to which scores count as equal."""
     return FLAT * max(abs(score) for score in scores)
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, in the given order (Holm 1979).
+    """Adjust p-values for their number, in the given order (Holm 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
     adjusted, worst = [0.0] * len(values), 0.0
-    # from the smallest p on; a larger one is never adjusted below a smaller one
+    # From the smallest p-value on, so that adjusted values keep the order of the given ones.
     for rank, i in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         worst = max(worst, min(1.0, (len(values) - rank) * values[i]))
         adjusted[i] = worst
@@ -148,7 +149,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Difference, p: float | None) -> str:
-    """The verdict on a difference, from its adjusted p-value."""
+    """Return the verdict on a difference, given its adjusted p-value."""
     if p is None or difference.n < MIN_SEEDS:
         return TOO_FEW
     if p > LEVEL:

@@ -1,4 +1,4 @@
-"""The tables of a run, of a chain and of a sweep, from their directories."""
+"""Tables of a run, a chain or a sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ SHOWN = ("val/accuracy", "test/accuracy", "test/agreement", "parameters", "secon
 
 @dataclass(frozen=True)
 class SweepTable(Table):
-    """The jobs of a sweep in the order of their numbers.
+    """Table of a sweep's jobs, in the order of their numbers.
 
     Attributes:
-        failed: the names of the jobs without figures.
+        failed: names of the jobs without figures.
     """
 
     failed: list[str] = field(default_factory=list)
@@ -31,39 +31,44 @@ class SweepTable(Table):
 
 
 def sweep_table(folder: Path, has_ended: bool = True, convert: Convert | None = None) -> SweepTable:
-    """The table of the jobs in a sweep directory.
+    """Create the table of a sweep.
 
     Args:
         folder: the sweep directory.
-        has_ended: whether a job without figures has failed; otherwise it may still run.
-        convert: gives the facts of a directory that was written before ``run.json`` was.
+        has_ended: whether jobs without figures count as failed; otherwise they may be running.
+        convert: returns the facts of a directory of version 0.1, which has no ``run.json``.
     """
     jobs = read_runs([folder], convert) if jobs_of(folder) else []
     typed = dict.fromkeys(key for job in jobs for key in job.overrides)
     swept = [key for key in typed if len({_typed(job, key) for job in jobs}) > 1]
-    missing = ["failed" if has_ended else "unfinished", *[""] * (len(SHOWN) - 1)]
     rows = [
         [
             job.path.name,
             *(_typed(job, key) for key in swept),
-            *(_cells(job, SHOWN) if job.is_finished else missing),
+            *(_cells(job, SHOWN) if job.is_finished else _missing(job, has_ended)),
         ]
         for job in jobs
     ]
-    # one row for each teacher, however many jobs it taught
+    # One row per teacher, not per job.
     teachers = {
         job.facts["teacher"]: ["teacher", *[""] * len(swept), *_teacher_cells(job, SHOWN)]
         for job in jobs
-        # an untrained teacher has no name; beside the others it would pass for one of them
+        # Untrained teachers have no name, so their rows would be mistaken for trained ones.
         if job.is_finished and job.facts["teacher"] and _has_teacher(job)
     }
     names = [Column(name, kind="name") for name in ("job", *short_names(swept))]
-    failed = [job.path.name for job in jobs if not job.is_finished]
+    failed = [job.path.name for job in jobs if not job.is_finished and not job.same_as]
     return SweepTable([*names, *_columns(SHOWN)], rows, list(teachers.values()), failed)
 
 
+def _missing(job: RunDirectory, has_ended: bool) -> list[str]:
+    """The cells of a job without figures of its own."""
+    reason = f"as job {job.same_as}" if job.same_as else "failed" if has_ended else "unfinished"
+    return [reason, *[""] * (len(SHOWN) - 1)]
+
+
 def run_table(run: RunDirectory) -> Table:
-    """The table of a single run: the network, and its teacher if it has one."""
+    """Create the table of a single run: the network, and its teacher if it has one."""
     names = ("parameters", "test/accuracy", "test/agreement", "compression", "seconds")
     teachers = [["teacher", *_teacher_cells(run, names)]] if _has_teacher(run) else []
     columns = [Column("", kind="name"), *_columns(names)]
@@ -71,7 +76,7 @@ def run_table(run: RunDirectory) -> Table:
 
 
 def chain_table(run: RunDirectory, convert: Convert | None = None) -> Table:
-    """The table of a chain: a row for each link, and one for all of them together."""
+    """Create the table of a chain: a row per link, and one for the ensemble of all links."""
     names = ("parameters", *SHOWN[:3], "seconds")
     links = run.facts["links"]
     folders = [run.path / LINKS / str(i) for i in range(len(links))]
@@ -92,16 +97,16 @@ def _columns(names: Sequence[str]) -> list[Column]:
     found = []
     for name in names:
         parsed = parse(name)
-        assert parsed  # all of them are declared
+        assert parsed  # all names in this module are declared figures
         label, unit = parsed.figure.label, parsed.figure.unit
-        # agreement is with the teacher and on test data wherever it is shown
+        # Agreement is shown for test data only, so its split need not be named.
         split = parsed.split if label == "accuracy" else ""
         found.append(Column(f"{split} {label}{', s' if unit == 's' else ''}".strip()))
     return found
 
 
 def _cells(run: RunDirectory, names: Sequence[str]) -> list[str]:
-    """A run's figures; those that need a teacher may be missing, the others may not."""
+    """Format a run's figures; only those that need a teacher may be missing."""
     optional = ("test/agreement", "compression")
     kept = [name in run.metrics or name not in optional for name in names]
     return [_shown(run, name) if keep else "" for name, keep in zip(names, kept, strict=True)]
@@ -115,7 +120,7 @@ def _shown(run: RunDirectory, name: str) -> str:
 
 
 def _has_teacher(run: RunDirectory) -> bool:
-    """Whether a teacher was measured, trained or not."""
+    """Return whether a teacher was measured, trained or untrained."""
     return f"test/{TEACHER}accuracy" in run.metrics
 
 

@@ -1,6 +1,6 @@
-"""The one table: cells of text for the terminal, a page, Markdown and CSV.
+"""Tables of text for the terminal, HTML, Markdown and CSV.
 
-Numbers become text here and in :mod:`kd_lightning.metrics.figures`, nowhere else.
+Numbers are formatted only here and in :mod:`kd_lightning.metrics.figures`.
 """
 
 import csv
@@ -19,13 +19,14 @@ if TYPE_CHECKING:  # SciPy would slow down every command that prints a table
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """Column of a table.
 
     Attributes:
-        header: on pages; what follows a line break is smaller there.
-        short: in the terminal, where it is another.
-        kind: ``name`` and ``verdict`` may wrap, a ``number`` may not.
-        dropped: the order in which columns go where the terminal has no room; 0 never.
+        header: header; in HTML, text after a line break is smaller.
+        short: header in the terminal, if different.
+        kind: ``name`` and ``verdict`` may wrap; a ``number`` may not.
+        dropped: position in the order in which columns are dropped if the terminal is too
+            narrow, from 1; 0 is never dropped.
     """
 
     header: str
@@ -36,12 +37,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; what follows a line break in a cell says how sure its first line is.
+    """Table of text; a second line in a cell gives the uncertainty of the first.
 
     Attributes:
-        columns: from left to right.
+        columns: columns from left to right.
         rows: a list of cells for each group, job or link.
-        teachers: rows of teachers, which come first.
+        teachers: rows of teachers, shown first.
     """
 
     columns: list[Column]
@@ -54,15 +55,15 @@ class Table:
 
     @property
     def lines(self) -> list[list[str]]:
-        """Everything below the header."""
+        """All rows below the header."""
         return [*self.teachers, *self.rows]
 
     def without_empty_columns(self) -> "Table":
-        """The same without the columns that have no cell with text."""
+        """Return the table without columns whose cells are all empty."""
         return self._only([any(cells) for cells in zip(*self.lines, strict=True)])
 
     def narrowed(self, steps: int) -> "Table":
-        """The same without the columns that are dropped first."""
+        """Return the table without the columns dropped in the first ``steps`` steps."""
         return self._only([not 0 < column.dropped <= steps for column in self.columns])
 
     def _only(self, kept: Sequence[bool]) -> "Table":
@@ -73,25 +74,26 @@ class Table:
         return Table(columns, [*map(pick, self.rows)], [*map(pick, self.teachers)])
 
     def markdown(self) -> str:
-        """As a pipe table; nothing in a cell can break out of it."""
+        """Format the table as a Markdown pipe table, with escaped cells."""
         lines = [self.header, ["---"] * len(self.columns), *self.lines]
         return "".join(f"| {' | '.join(map(literal, line))} |\n" for line in lines)
 
     def write_csv(self, file: Path) -> None:
-        """Write the cells as they are."""
+        """Write the table as CSV, with the cells unchanged."""
         header = [name.replace("\n", " ") for name in self.header]
         write_csv(file, [header, *self.lines])
 
 
 def write_csv(file: Path, lines: Iterable[Sequence[object]]) -> None:
-    """Write lines of cells; None is an empty cell."""
+    """Write lines of cells as CSV; None is an empty cell."""
+    # newline="" as the csv module requires: it writes the line ends itself.
     with file.open("w", newline="", encoding="utf-8") as opened:
         csv.writer(opened).writerows(lines)
 
 
 def literal(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    # underscores inside words are literal in CommonMark, and names are full of them
+    """Escape text for Markdown."""
+    # Not underscores: CommonMark takes them literally inside words, and names contain many.
     for sign in "\\`*[]":
         text = text.replace(sign, f"\\{sign}")
     return escape(text, quote=False).replace("|", "&#124;").replace("\n", "<br>")
@@ -102,39 +104,40 @@ def two_lines(*lines: str) -> str:
 
 
 def percents(share: float) -> str:
-    """A share in percent, without the sign."""
+    """Format a share in percent, without the sign."""
     return number(share, "%")
 
 
 def spread(summary: "Summary | None", unit: Unit = "%") -> str:
-    """``97.73 ± 0.12``: mean and standard deviation, or the mean alone of a single run."""
+    """Format mean and standard deviation, ``97.73 ± 0.12``; of a single run, the mean alone."""
     known = (summary.mean, summary.sd) if summary else ()
     return " ± ".join(number(x, unit) for x in known if x is not None)
 
 
 def mean_and_sd(scores: Iterable[float], unit: Unit) -> str:
-    """The same from scores, and the mean alone where all scores are equal."""
+    """Format mean and standard deviation of scores; the mean alone if all are equal."""
     found = list(scores)
     known = [fmean(found)] if found else []
-    # ± 0 beside sizes and counts would be noise
+    # ± 0 after sizes and counts, which are the same in every run, would be noise.
     known += [stdev(found)] if len(set(found)) > 1 else []
     return " ± ".join(number(x, unit) for x in known)
 
 
 def points(share: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """Format a difference of shares in percentage points, with its sign."""
     return f"{100 * share:+.2f}".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """An interval of shares in percent, cut at 0 and 100, which Student's t exceeds."""
+    """Format an interval of shares in percent, clipped to 0 and 100."""
+    # Intervals of Student's t are symmetric and may exceed the range of a share.
     if low is None or high is None:
         return ""
     return f"{percents(max(low, 0))}…{percents(min(high, 1))}"
 
 
 def signed_interval(low: float | None, high: float | None) -> str:
-    """An interval of a difference, as in ``+0.31…+0.62``."""
+    """Format an interval of a difference, such as ``+0.31…+0.62``."""
     return "" if low is None or high is None else f"{points(low)}…{points(high)}"
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report, and the same in full as CSV."""
+"""Tables of a report, and all of its figures as CSV."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,17 +33,17 @@ COLUMNS = (
     Column("parameters", "para-\nmeters", dropped=2),
     Column("time, s", "time\ns", dropped=1),
 )
-IN_THE_MAIN_TABLE = (VAL, "parameters")
+IN_THE_MAIN_TABLE = (VAL, "parameters")  # not repeated in the table of further figures
 AGREEMENT, BIAS = "test/agreement", "val/bias"
 
 
 def main_table(report: Report) -> Table:
-    """The groups, and how they compare with their baselines."""
+    """Create the main table: the groups and their comparison with their baselines."""
     names = list(report.columns.values()) or ["group"]
     rows = []
     for row in report.rows:
         values = list(row.group.values.values()) or [row.group.label]
-        # a star on a single row would claim a choice
+        # A single row gets no star, which would suggest a choice among several.
         star = " ★" if row is report.best and len(report.rows) > 1 else ""
         rows.append([*values[:-1], values[-1] + star, *_cells(row)])
     teachers = [_teacher_cells(teacher, report, len(names)) for teacher in report.teachers]
@@ -80,18 +80,20 @@ def _teacher_cells(teacher: Teacher, report: Report, width: int) -> list[str]:
 
 
 def further_table(report: Report) -> Table:
-    """Fidelity, calibration and cost: the figures on validation data that the main table lacks."""
+    """Create the table of fidelity, calibration and cost, on validation data."""
     return _figures_table(report, further_figures(report), of_teachers=True)
 
 
 def errors_table(report: Report) -> Table:
-    """Numbers of errors on test data; no rows where errors were not counted."""
+    """Create the table of errors on test data; without rows if errors were not counted."""
+    # The bias is a validation figure, shown here because the corrected errors depend on it.
     counted = [name for name, parsed in _figures(report) if _is_count(parsed)]
     return _figures_table(report, [*counted, BIAS] if counted else [], of_teachers=False)
 
 
 def further_figures(report: Report) -> list[str]:
-    """The figures of networks as a whole on validation data, and their costs."""
+    """Return the names of overall figures on validation data, and of costs."""
+    # Test data are used once, for the verdict; everything that invites a choice is validation.
     return [
         name
         for name, parsed in _figures(report)
@@ -108,8 +110,8 @@ def _is_count(parsed: Name) -> bool:
 
 
 def _figures(report: Report) -> list[tuple[str, Name]]:
-    """The declared figures of the students that some run has, in the order of declaration."""
-    # undeclared figures have no label, unit or order: they are in the CSV alone
+    """Return the declared figures of students that any run has, in the order of declaration."""
+    # Undeclared figures, which have no label or unit, appear in the CSV file only.
     names = dict.fromkeys(name for run in report.runs for name in run.metrics)
     found = [(name, parsed) for name in names if (parsed := parse(name))]
     found = [(name, parsed) for name, parsed in found if not parsed.of_teacher]
@@ -143,7 +145,7 @@ def _header(parsed: Name) -> str:
 
 
 def runs_table(report: Report) -> Table:
-    """Every run that was counted, and its directory."""
+    """Create the table of all counted runs and their directories."""
     rows = []
     for row in report.rows:
         for seed, run in row.group.runs.items():
@@ -158,7 +160,8 @@ def runs_table(report: Report) -> Table:
 def write_figures(report: Report, file: Path) -> None:
     """Write every figure of every group as CSV, unrounded, for other programs."""
     names = sorted({name for run in report.runs for name in run.metrics})
-    names = [name for name in names if parse(name) or "/" in name]  # 0.1 kept the seed there, too
+    # Version 0.1 also wrote the seed and other facts to metrics.json: neither declared nor split.
+    names = [name for name in names if parse(name) or "/" in name]
     names = [name for name in names if any(run.number(name) is not None for run in report.runs)]
     about = ("role", "baseline", "difference", "low", "high", "p", "p_holm", "paired", "verdict")
     numbers = [f"{name} {what}" for name in names for what in ("mean", "sd")]

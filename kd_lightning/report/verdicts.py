@@ -1,4 +1,4 @@
-"""The sentences of a report: the headline, the comparison with controls, the notes."""
+"""Sentences of a report: the headline, the comparison with controls, and the notes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from kd_lightning.report.table import p_value, points, signed_interval
 from kd_lightning.utils.run_directory import RunDirectory
 
 METHOD = (
-    "Verdicts are about test accuracy. Each group is compared with its baseline, in pairs of runs "
-    "with the same seed. p-values are Holm-corrected for the number of comparisons; each 95 % "
-    "interval is for one comparison. The best group (★) is chosen on validation data, never on "
+    "Verdicts are about test accuracy. Each group is compared with its baseline in pairs of "
+    "runs with the same seed. p-values are Holm-corrected for the number of comparisons; 95 % "
+    "intervals are not corrected. The best group (★) is chosen on validation data, never on "
     "test data."
 )
-# What a control takes away from the teacher's outputs, in the order in which controls are named.
+# What each control removes from the teacher's outputs, in the order of the report's sentences.
 REMOVES = {
     "permuted": "the teacher's ranking of the wrong classes",
     "untrained": "the teacher's training",
@@ -34,19 +34,19 @@ REMOVES = {
 
 
 def headline(report: Report) -> str:
-    """Whether distillation helped, in one sentence."""
+    """State in one sentence whether distillation helped."""
     lead = report.lead
     if not report.rows:
         return "No run has finished yet."
     if lead is None or lead.difference is None:
         return _nothing_compared(report)
     can_tell = any(row.verdict != TOO_FEW for row in report.asked)
-    # groups with different baselines solve different tasks, so that none of them is the best
+    # Groups with different baselines solve different tasks, so no single one is the best.
     return _of_one(lead, report) if report.has_one_baseline or not can_tell else _of_all(report)
 
 
 def mood(report: Report) -> str:
-    """``helps`` or ``hurts`` where the headline says so without reserve, else ``open``."""
+    """Return ``helps`` or ``hurts`` if the headline is unanimous, else ``open``."""
     lead = report.lead
     told = [lead] if lead and report.has_one_baseline else report.asked
     found = {row.verdict for row in told} & {HELPS, HURTS}
@@ -56,12 +56,12 @@ def mood(report: Report) -> str:
 def _nothing_compared(report: Report) -> str:
     if any(row.is_baseline for row in report.rows):
         return (
-            f"Nothing to compare: no other group has the student, data and budget "
-            f"of {report.baseline}."
+            f"Nothing to compare: no other group has the same student, data and budget "
+            f"as {report.baseline}."
         )
     return (
-        "No verdict: there is no baseline, a group that learned from labels alone (method=ce). "
-        "Add one, or name another group to compare with: --baseline KEY=VALUE."
+        "No verdict: there is no baseline, a group trained on labels alone (method=ce). Add one, "
+        "or choose another group to compare with: --baseline KEY=VALUE."
     )
 
 
@@ -95,7 +95,7 @@ def _of_all(report: Report) -> str:
 
 
 def _change(row: Row, report: Report) -> str:
-    """``method=kd reaches 97.70 % on test, compared with 96.90 % for …: +0.80 points (…)``."""
+    """Describe a difference: ``method=kd reaches 97.70 % on test, compared with 96.90 % for …``."""
     assert row.difference
     ours, theirs = (with_unit(mean, "%") for mean in _means(row))
     tests = len([r for r in report.compared if r.p is not None])
@@ -106,7 +106,8 @@ def _change(row: Row, report: Report) -> str:
 
 
 def _means(row: Row) -> tuple[float, float]:
-    """The means whose difference is the row's: over shared seeds where it is paired."""
+    """Return the means of a row and its baseline, over shared seeds if they are paired."""
+    # Means over all seeds would not add up to the difference in the same sentence.
     assert row.difference
     assert row.baseline
     ours, theirs = row.group.scores(TEST), row.baseline.scores(TEST)
@@ -117,7 +118,7 @@ def _means(row: Row) -> tuple[float, float]:
 
 
 def _evidence(delta: Difference, p: float | None, tests: int) -> str:
-    """``+0.55 points (95 % interval …; n = 5 seeds, paired; p = 0.022)``."""
+    """Format a difference: ``+0.55 points (95 % interval …; n = 5 seeds, paired; p = 0.022)``."""
     seeds = "seed" if delta.n == 1 else "seeds"
     parts = [f"n = {delta.n} {seeds}, paired" if delta.paired else f"n = {delta.n} {seeds} a group"]
     if delta.low is not None:
@@ -129,9 +130,9 @@ def _evidence(delta: Difference, p: float | None, tests: int) -> str:
 
 
 def controls(report: Report) -> list[str]:
-    """A sentence for each control that the headline's group can be compared with.
+    """Compare the headline's group with each control, in one sentence per control.
 
-    There is none unless the headline is about distillation.
+    There are no sentences unless the headline is about distillation.
     """
     lead = report.lead
     if lead is None or not lead.is_about_distillation:
@@ -139,7 +140,7 @@ def controls(report: Report) -> list[str]:
     rows = _controls_of(lead, report)
     found = {name: difference_of(lead.group, row.group) for name, row in rows.items()}
     deltas = {name: delta for name, delta in found.items() if delta}
-    # a family of its own: these comparisons answer another question than the verdicts
+    # A separate family of tests, because they answer another question than the verdicts.
     p_values = adjusted(deltas)
     return [
         _beside_control(name, delta, p_values.get(name), len(p_values), lead)
@@ -148,13 +149,13 @@ def controls(report: Report) -> list[str]:
 
 
 def _controls_of(lead: Row, report: Report) -> dict[str, Row]:
-    """For each control the group most like the lead, of equals the best on validation."""
+    """Return each control's group most similar to the lead; ties are broken on validation data."""
     columns = list(report.columns)
 
     def likeness(row: Row) -> tuple[int, float]:
         return row.group.agreement(lead.group, columns), row.val.mean if row.val else 0.0
 
-    # the same baseline means the same student, data and budget
+    # Groups with the same baseline have the same student, data and budget.
     rows = [row for row in report.compared if row.baseline is lead.baseline and row.group.control]
     found = {row.group.control: row for row in sorted(rows, key=likeness)}
     order = [*REMOVES, *sorted(found.keys() - REMOVES.keys())]
@@ -178,7 +179,7 @@ def _beside_control(name: str, delta: Difference, p: float | None, tests: int, l
 
 
 def notes(report: Report) -> list[str]:
-    """What a reader has to know about the runs to trust the table."""
+    """Return the notes that qualify the table: pairing, teachers, repeats, unfinished runs."""
     found = []
     if partly := [row.group.label for row in report.compared if _is_partly_paired(row)]:
         found.append(f"Compared over the seeds shared with the baseline: {'; '.join(partly)}.")
@@ -199,14 +200,14 @@ def notes(report: Report) -> list[str]:
         )
     commits = sorted({str(code) for run in report.runs if (code := run.facts.get("code"))})
     if len(commits) > 1:
-        found.append(f"The runs were made by different versions of the code: {', '.join(commits)}.")
+        found.append(f"The runs used different versions of the code: {', '.join(commits)}.")
     if report.unfinished:
         found.append(f"Left out because unfinished or failed: {_paths(report.unfinished)}.")
     return found
 
 
 def common_overrides(report: Report) -> str:
-    """The overrides that all runs have in common; empty if none."""
+    """List the overrides that all runs have in common; empty if there are none."""
     runs = report.runs
     typed = runs[0].overrides.items() if runs else ()
     shared = [f"{k}={as_text(v)}" for k, v in typed if all(r.overrides.get(k) == v for r in runs)]

@@ -1,4 +1,4 @@
-"""The plots of a report: every one that there are data for."""
+"""Plots of a report."""
 
 from kd_lightning.report.compare import Report
 from kd_lightning.report.plots import accuracy, curves, diagnostics
@@ -6,7 +6,7 @@ from kd_lightning.report.plots.base import Plot, style
 
 
 def draw(report: Report) -> list[Plot]:
-    """Every plot that there are data for."""
+    """Draw every plot for which there are data."""
     with style():
         return [
             *accuracy.temperature_and_alpha(report),

@@ -1,6 +1,6 @@
-"""Validation accuracy against temperature and α, and against size.
+"""Plots of validation accuracy against temperature, α, and size.
 
-Plots invite a choice, so they show validation data only.
+Readers choose settings from these plots, so they never show test data.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ from kd_lightning.report.verdicts import teacher_name
 T, ALPHA = "method.temperature", "method.alpha"
 AXES = {T: "temperature T", ALPHA: "weight α of the response loss"}
 BARS = "Bars are one standard deviation over seeds."
-MOST_PANELS = 4
+MOST_PANELS = 4  # heat maps side by side whose cells are wide enough for their numbers
 
 Series = dict[str, list[Row]]
 
 
 def temperature_and_alpha(report: Report) -> list[Plot]:
-    """A heat map where both were swept, else a line plot of the one that was."""
+    """Draw a heat map if both were swept, else a line plot of the one that was."""
     swept = [key for key in (T, ALPHA) if key in report.columns]
     if len(swept) == 2 and (found := _heat_maps(report)):
         return [found]
@@ -53,6 +53,7 @@ def _heat_maps(report: Report) -> Plot | None:
     means = [mean_of(row) for part in shown.values() for row in part]
     figure, axes = panels(len(shown))
     image: Any = None
+    # One colour scale for all panels, so one colour bar serves them all.
     for ax, (name, part) in zip(axes, shown.items(), strict=True):
         image = _heat_map(ax, part, min(means), max(means))
         ax.set(title=name, xlabel=AXES[T], ylabel=AXES[ALPHA] if ax is axes[0] else "")
@@ -70,14 +71,14 @@ def _is_grid(rows: list[Row]) -> bool:
 
 def _heat_map(ax: Any, rows: list[Row], low: float, high: float) -> Any:
     at = {key: sorted({_setting(row, key) for row in rows}) for key in (T, ALPHA)}
-    cells = np.full((len(at[ALPHA]), len(at[T])), np.nan)
+    cells = np.full((len(at[ALPHA]), len(at[T])), np.nan)  # NaN where a combination was not run
     for row in rows:
         place = (at[ALPHA].index(_setting(row, ALPHA)), at[T].index(_setting(row, T)))
         cells[place] = mean_of(row)
     image = ax.imshow(cells, cmap="viridis", origin="lower", aspect="auto", vmin=low, vmax=high)
     for (i, j), share in np.ndenumerate(cells):
         if np.isfinite(share):
-            # viridis is bright at its upper end
+            # Viridis is bright at its upper end.
             color = "black" if share > (low + high) / 2 else "white"
             ax.text(j, i, percents(share), ha="center", va="center", color=color)
     ax.set_xticks(range(len(at[T])), [f"{t:g}" for t in at[T]])
@@ -88,7 +89,7 @@ def _heat_map(ax: Any, rows: list[Row], low: float, high: float) -> Any:
 
 
 def _lines(report: Report, key: str) -> Plot | None:
-    # baselines have no temperature, but α = 0 is a point of the curve over α
+    # Baselines have no temperature, but α = 0 is a point of the curve over α.
     rows = [row for row in report.rows if _has(row, key)]
     series = _series(rows, lambda row: _label(row, report, without=(key,)))
     series = {k: v for k, v in series.items() if len({_setting(row, key) for row in v}) > 1}
@@ -102,7 +103,7 @@ def _lines(report: Report, key: str) -> Plot | None:
         ax.axhline(mean_of(baselines[0]), color=GREY, ls="--", label=baseline_name(report))
     ticks = sorted({_setting(row, key) for part in series.values() for row in part})
     if ticks[0] > 0 and ticks[-1] / ticks[0] >= 8:
-        ax.set_xscale("log")  # from here on equal steps are ratios, as in 1, 2, 5, 10
+        ax.set_xscale("log")  # values over such a range are usually spaced by ratios: 1, 2, 5, 10
     ticks_at(ax.xaxis, ticks, [f"{tick:g}" for tick in ticks])
     percent_axis(ax.yaxis)
     ax.set(xlabel=AXES[key], ylabel="validation accuracy")
@@ -112,7 +113,7 @@ def _lines(report: Report, key: str) -> Plot | None:
 
 
 def size(report: Report) -> list[Plot]:
-    """Accuracy against the number of parameters, where students differ in it."""
+    """Plot accuracy against the number of parameters, if the students differ in it."""
     rows = [row for row in report.rows if row.val and row.group.scores("parameters")]
     if len({_parameters(row) for row in rows}) < 2:
         return []
@@ -129,7 +130,7 @@ def size(report: Report) -> list[Plot]:
     _pareto_front(ax, rows)
     ax.set_xscale("log")
     low, high = ax.get_xlim()
-    # the default ticks of a log axis leave a range of less than ten with hardly a label
+    # By default, a log axis of less than one decade has hardly any labels.
     ticks = [d * 10.0**e for e in range(13) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
     ticks = ticks if len(ticks) < 8 else [tick for tick in ticks if str(tick)[0] == "1"]
     ticks_at(ax.xaxis, ticks, [_count(tick) for tick in ticks])
@@ -142,6 +143,7 @@ def size(report: Report) -> list[Plot]:
 
 def _pareto_front(ax: Any, rows: list[Row]) -> None:
     best, front = -1.0, []
+    # By size, and the best first among equal sizes: only improvements belong to the front.
     for row in sorted(rows, key=lambda r: (_parameters(r), -mean_of(r))):
         if mean_of(row) > best:
             best = mean_of(row)
@@ -153,7 +155,7 @@ def _pareto_front(ax: Any, rows: list[Row]) -> None:
 def _points(
     rows: Sequence[Row], x: Callable[[Row], float]
 ) -> tuple[list[float], list[float], list[float]]:
-    """The points of a series from left to right, and the half lengths of their bars."""
+    """Return the points of a series from left to right, and half the lengths of their bars."""
     rows = sorted(rows, key=x)
     bars = [row.val.sd or 0.0 if row.val else 0.0 for row in rows]
     return [x(row) for row in rows], [mean_of(row) for row in rows], bars

@@ -1,4 +1,4 @@
-"""What a plot is, how plots look, and how they become SVG or PNG."""
+"""Plot class, common style, and conversion to SVG and PNG."""
 
 import io
 import re
@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from kd_lightning.report.compare import Report, Row
 
-INK = "#2b2f36"  # replaced by the text colour of the page, which is light or dark
-GREY = "#8a9099"  # of the baseline
+INK = "#2b2f36"  # replaced in SVG by the page's text colour, which may be light or dark
+GREY = "#8a9099"  # colour of baselines
 COLORS = ("#3f86d8", "#e08a2e", "#36a269", "#a067d4", "#d9575c", "#2aa5b3", "#b5852a", "#d46aa6")
 TEACHER_COLOR = COLORS[3]
 NARROW, WIDE = (5.8, 3.9), 12.0  # inches
@@ -24,8 +24,8 @@ NARROW, WIDE = (5.8, 3.9), 12.0  # inches
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "svg.fonttype": "none",
+    "text.parse_math": False,  # dollar signs in names are literal
+    "svg.fonttype": "none",  # text instead of paths: smaller, and it can be selected
     "axes.prop_cycle": cycler(color=COLORS),
     "axes.titlesize": "medium",
     "axes.spines.top": False,
@@ -47,13 +47,13 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Plot:
-    """A figure with its title and caption.
+    """Figure with a title and a caption.
 
     Attributes:
-        name: of its file.
-        title: what it shows.
-        caption: how to read it.
-        figure: drawn in :func:`style`.
+        name: name of the file, without extension.
+        title: title of the plot.
+        caption: explanation of the plot.
+        figure: figure drawn within :func:`style`.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Plot:
     figure: Figure
 
     def __post_init__(self) -> None:
-        # the layout takes most of the time, so it is computed once and not for each file
+        # The layout takes most of the time, so it is computed once instead of for each file.
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
 
@@ -71,7 +71,7 @@ class Plot:
         return self.figure.get_figwidth() > NARROW[0]
 
     def svg(self) -> str:
-        """An ``<svg>`` element for a page: no addresses, and ids that no other plot uses."""
+        """Return an ``<svg>`` element without URLs, and with ids unique within the page."""
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with style(salt=self.name):
@@ -82,7 +82,7 @@ class Plot:
         return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
 
     def write_png(self, folder: Path) -> Path:
-        """Save the plot on white and return the file."""
+        """Save the plot on a white background and return the file."""
         file = folder / f"{self.name}.png"
         with style():
             self.figure.savefig(file, dpi=130, facecolor="white")
@@ -91,31 +91,33 @@ class Plot:
 
 @contextmanager
 def style(salt: str = "") -> Iterator[None]:
-    """The look of all plots; ``salt`` tells the ids inside one SVG from those of another."""
+    """Apply the common style; ``salt`` makes the ids inside an SVG unique."""
+    # A context, so a notebook that imports the report keeps its own style.
     with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
         yield
 
 
 def panels(count: int, height: float = NARROW[1]) -> tuple[Figure, list[Any]]:
-    """A figure of panels side by side, wide where there is more than one."""
+    """Create a figure of panels side by side, wide if there is more than one."""
+    # Not through pyplot, which keeps every figure in memory and chooses a display backend.
     figure = Figure(figsize=(NARROW[0] if count == 1 else WIDE, height))
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def percent_axis(axis: Any) -> None:
-    """Show shares as percentages, with as many decimals as the ticks need."""
+    """Format the ticks of shares as percentages, with as many decimals as needed."""
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 4):g} %"))
 
 
 def ticks_at(axis: Any, ticks: Sequence[float], labels: Sequence[str]) -> None:
-    """Put ticks at these values and nowhere else."""
+    """Set ticks at the given values only."""
     axis.set_ticks(ticks, labels=labels)
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
 
 def legend(axes: Any) -> None:
-    """Put the legend below the panel, where it covers nothing."""
+    """Place the legend below the panel, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         longest = max(map(len, labels))
@@ -125,16 +127,16 @@ def legend(axes: Any) -> None:
 
 
 def colors_of(series: Sequence[Sequence[Row]]) -> list[str]:
-    """Grey for baselines, a colour for each of the other series."""
+    """Return grey for baselines, and a colour for each other series."""
     colors = iter(COLORS * (1 + len(series) // len(COLORS)))
     return [GREY if all(row.is_baseline for row in part) else next(colors) for part in series]
 
 
 def mean_of(row: Row) -> float:
-    """A row's mean validation accuracy."""
+    """Return a row's mean validation accuracy."""
     return row.val.mean if row.val else 0.0
 
 
 def baseline_name(report: Report) -> str:
-    """The baseline in legends."""
+    """Return the name of the baseline for legends."""
     return report.named or "baseline"

@@ -1,4 +1,4 @@
-"""Validation accuracy epoch by epoch, and link by link along a chain."""
+"""Plots of validation accuracy by epoch, and by link along a chain."""
 
 import csv
 from itertools import cycle
@@ -21,25 +21,26 @@ from kd_lightning.report.plots.base import (
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import CURVES, RunDirectory, finite
 
-MOST_CURVES = 6  # more could not be told apart
-MOST_CHAINS = 3  # side by side
+MOST_CURVES = 6  # more are hard to distinguish
+MOST_CHAINS = 3  # panels side by side
 
 
 def learning_curves(report: Report) -> list[Plot]:
-    """Validation accuracy by epoch, of the best groups where there are many."""
+    """Plot validation accuracy by epoch, for the best groups if there are many."""
     found = [(row, _by_epoch(row)) for row in report.rows]
     found = [(row, curve) for row, curve in found if curve]
     if not any(len(curve) > 1 for _, curve in found):
-        return []  # the table has what single points would show
+        return []  # single points would only repeat the table
     lead = report.lead
 
+    # The headline's baseline is always shown: without it a curve cannot be judged.
     def rank(row: Row) -> tuple[bool, float]:
         return lead is not None and row.group is lead.baseline, mean_of(row)
 
     kept = sorted((row for row, _ in found), key=rank, reverse=True)[:MOST_CURVES]
     shown = [(row, curve) for row, curve in found if row in kept]
     figure, (ax,) = panels(1)
-    dashes = cycle(("-", "--", ":", "-."))  # baselines are all grey
+    dashes = cycle(("-", "--", ":", "-."))  # to distinguish baselines, which are all grey
     for (row, curve), color in zip(shown, colors_of([[r] for r, _ in shown]), strict=True):
         line = {"color": color, "ls": next(dashes) if row.is_baseline else "-"}
         _band(ax, curve, label=row.group.label, **line)
@@ -61,7 +62,7 @@ def _band(ax: Any, curve: dict[int, list[float]], **line: Any) -> None:
 
 
 def _by_epoch(row: Row) -> dict[int, list[float]]:
-    """The scores of all seeds by epoch."""
+    """Return the scores of all seeds by epoch."""
     found: dict[int, list[float]] = {}
     for run in row.group.runs.values():
         for epoch, score in _curve(run).items():
@@ -70,11 +71,11 @@ def _by_epoch(row: Row) -> dict[int, list[float]]:
 
 
 def _curve(run: RunDirectory) -> dict[int, float]:
-    """Validation accuracy by epoch; where an epoch was repeated after a resumption, the later."""
+    """Read validation accuracy by epoch; for an epoch repeated after resuming, the later value."""
     file = run.path / CURVES
     if not file.is_file():
         return {}
-    # the best epoch is validated once more at the end, under the number of epochs
+    # The final validation of the best epoch may be recorded, too, with the number of epochs.
     last = run.number("epochs") or float("inf")
     try:
         with file.open(newline="", encoding="utf-8") as lines:
@@ -86,7 +87,7 @@ def _curve(run: RunDirectory) -> dict[int, float]:
 
 
 def chains(report: Report) -> list[Plot]:
-    """Accuracy link by link, a panel for each chain."""
+    """Plot accuracy by link, in one panel per chain."""
     found = [(row, scores) for row in report.rows if (scores := link_scores(row))][:MOST_CHAINS]
     if not found:
         return []
@@ -102,9 +103,9 @@ def chains(report: Report) -> list[Plot]:
 
 
 def link_scores(row: Row) -> list[list[float]]:
-    """Accuracies of each link over seeds, and at the end those of all links together.
+    """Return the accuracies of each link over seeds, followed by those of the ensemble.
 
-    Empty where the row is not a chain, or lacks the figures of a link.
+    Empty if the row is not a chain or lacks the figures of a link.
     """
     links = row.group.first.facts["links"]
     names = [f"{VAL}_{i}" for i in range(len(links))]
@@ -128,5 +129,5 @@ def _chain(ax: Any, row: Row, scores: list[list[float]]) -> None:
 
 
 def mean_and_sd(scores: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation, which is 0 for a single score."""
+    """Return mean and standard deviation, which is 0 for a single score."""
     return fmean(scores), stdev(scores) if len(scores) > 1 else 0.0

@@ -1,11 +1,11 @@
-"""Plots of what was transferred, from each run's ``diagnostics.npz``.
+"""Plots of calibration and class structure, from each run's ``diagnostics.npz``.
 
-All of it is measured on validation data. K true classes, C outputs, B bins:
+The tables are measured on validation data, for K true classes, C outputs and B bins:
 
 bins, teacher_bins              B×3: count, mean confidence, accuracy
-class_probabilities             K×C: the student's mean softmax by true class
-temperatures                    T of them, of which the first is 1
-teacher_class_probabilities     T×K×C: the teacher's at each of these
+class_probabilities             K×C: mean softmax of the student by true class
+temperatures                    T values, the first of which is 1
+teacher_class_probabilities     T×K×C: mean softmax of the teacher at each temperature
 temperature_curves              see report/plots/temperature.py
 """
 
@@ -35,19 +35,19 @@ from kd_lightning.utils.run_directory import DIAGNOSTICS, RunDirectory
 
 Array = np.ndarray[Any, Any]
 
-OLD_NAME = "evidence.npz"  # of version 0.1
-MOST_BYTES = 2**28  # of all arrays; what a header claims is not believed
-MOST_NUMBERS = 20  # classes; the numbers of more would overlap
-FAINTEST = 1e-4  # the smallest probability with a colour of its own
+OLD_NAME = "evidence.npz"  # name of the file in version 0.1
+MOST_BYTES = 2**28  # of all arrays unpacked: a small archive may claim any size
+MOST_NUMBERS = 20  # classes whose numbers fit on an axis without overlapping
+FAINTEST = 1e-4  # lower end of the colour scale of probabilities
 HEIGHTS = {1: 4.2, 2: 4.6, 3: 4.3}  # inches, by the number of square panels
-DAMAGE = (
+DAMAGE = (  # exceptions of zipfile and NumPy for damaged files
     *(OSError, EOFError, TypeError, AttributeError, ValueError, MemoryError, RuntimeError),
     *(BadZipFile, zlib.error),
 )
 
 
 def load(run: RunDirectory) -> dict[str, Array]:
-    """The diagnostics of a run; empty where it has none.
+    """Read the diagnostics of a run; empty if it has none.
 
     Raises:
         UserError: if the file is damaged.
@@ -60,23 +60,24 @@ def load(run: RunDirectory) -> dict[str, Array]:
         with ZipFile(file) as archive:
             if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
                 raise ValueError("too large")
+        # Pickles are refused, because unpickling would run code of whoever wrote the file.
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return {name: _numbers(arrays[name]) for name in arrays.files}
     except DAMAGE as error:
-        raise UserError(f"{file} is damaged; the report can be made without it") from error
+        raise UserError(f"{file} is damaged: delete it to make the report without it") from error
 
 
 def _numbers(array: Array) -> Array:
     if array.dtype.kind not in "fiub":
-        raise ValueError("an array of something else than numbers")
+        raise ValueError("an array does not contain numbers")
     return array.astype(np.float64)
 
 
 def plots(report: Report) -> list[Plot]:
-    """The diagnostics of the headline's group, its baseline and its teacher."""
+    """Draw the diagnostics of the headline's group, its baseline and its teacher."""
     rows = _shown(report)
     found = {row: [load(run) for run in row.group.runs.values()] for row in rows}
-    # the last is the headline's group: its teacher may not be that of the baseline
+    # Reversed, since the headline's group comes last and its baseline may have another teacher.
     latest = next((arrays for row in reversed(rows) for arrays in found[row] if arrays), {})
     baseline = baseline_name(report)
     names = {row: baseline if row.is_baseline else row.group.label for row in rows}
@@ -101,7 +102,7 @@ def _shown(report: Report) -> list[Row]:
 
 
 def _sized(arrays: dict[str, Array], name: str, dimensions: int) -> Array | None:
-    """An array, if it is there and has the shape that it should have."""
+    """Return an array if it exists and has the expected number of dimensions."""
     found = arrays.get(name)
     if found is None or found.ndim != dimensions or not found.size:
         return None
@@ -109,7 +110,7 @@ def _sized(arrays: dict[str, Array], name: str, dimensions: int) -> Array | None
 
 
 def _merged_bins(runs: list[dict[str, Array]]) -> Array | None:
-    """The bins of all seeds as one: counts add up and weight the other columns."""
+    """Merge the bins of all seeds: counts are added, and weight the other columns."""
     found = [b for arrays in runs if (b := _sized(arrays, "bins", 2)) is not None]
     if not found or len({b.shape for b in found}) > 1:
         return None
@@ -142,12 +143,12 @@ def _reliability(bins: dict[str, Array], baseline: str) -> list[Plot]:
 
 
 def _reliability_panel(ax: Any, table: Array, color: str) -> float:
-    """Draw the bins and return the calibration error."""
+    """Draw the bins and return the expected calibration error."""
     count, confidence, accuracy = np.nan_to_num(table).T
     share = count / max(count.sum(), 1)
     used, width = count > 0, 1 / len(count)
     left = np.arange(len(count))[used] * width
-    # the root keeps bins visible that hold a hundredth of the fullest
+    # The square root keeps bins visible that contain a hundredth of the fullest bin's samples.
     alphas = 0.2 + 0.7 * np.sqrt(share[used] / max(share.max(), FAINTEST))
     shades = [to_rgba(color, alpha) for alpha in alphas]
     ax.bar(left, accuracy[used], width, align="edge", color=shades)
@@ -180,7 +181,7 @@ def _class_probabilities(temperatures: Array, probabilities: Array) -> list[Plot
 
 
 def _class_similarity(classes: dict[str, Array]) -> list[Plot]:
-    """Between true classes i, j: Σ √(p_i·p_j) of their mean softmax p."""
+    """Plot the overlap of true classes i and j, Σ_c √(p_ic·p_jc) of their mean softmax p."""
     found = {name: _overlap(table) for name, table in classes.items()}
     shape = next((a.shape for a in found.values()), None)
     found = {name: a for name, a in found.items() if a.shape == shape and np.isfinite(a).any()}
@@ -197,7 +198,7 @@ def _class_similarity(classes: dict[str, Array]) -> list[Plot]:
     figure.colorbar(image, ax=axes, shrink=0.8)
     caption = (
         "Overlap of the mean softmax of two classes (Bhattacharyya coefficient, T = 1). r is the "
-        "correlation with the teacher's overlaps: how much of them the student has taken over."
+        "correlation with the teacher's overlaps: how closely the student reproduces them."
     )
     return [Plot("class_similarity", "Similarity of classes", caption, figure)]
 
@@ -205,7 +206,7 @@ def _class_similarity(classes: dict[str, Array]) -> list[Plot]:
 def _overlap(probabilities: Array) -> Array:
     roots = np.sqrt(np.maximum(probabilities, 0))
     overlap = roots @ roots.T
-    # the diagonal is 1 for every network and would set the scale of the colours
+    # The diagonal is 1 for every network and would dominate the colour scale.
     np.fill_diagonal(overlap, np.nan)
     return overlap
 

@@ -1,7 +1,8 @@
-"""The effect of the temperature, from ``temperature_curves`` of a run's diagnostics.
+"""Plots of the effect of the temperature, from ``temperature_curves`` in a run's diagnostics.
 
-The columns are T, the entropy of the teacher's outputs, the norm of the gradient of KL at
-the student's logits, and the relative distance of T² times that gradient from its limit.
+The columns are T, the entropy of the teacher's softmax, the norm of the gradient of KL with
+respect to the student's logits, and the relative distance of T² times the gradient from its
+limit for large T.
 """
 
 from typing import Any
@@ -23,13 +24,13 @@ from kd_lightning.report.plots.base import (
 
 Array = np.ndarray[Any, Any]
 
-HARD, UNIFORM = 0.05, 0.95  # shares of the largest entropy that bound the useful range
+HARD, UNIFORM = 0.05, 0.95  # fractions of the largest entropy that bound the useful range
 TICKS = [0.1, 1, 10, 100, 1000]
-LARGE = 10.0  # the laws for large T are drawn from this T on
+LARGE = 10.0  # smallest T at which the asymptotic laws are drawn
 
 
 def effect_of_temperature(curves: Array | None) -> list[Plot]:
-    """Entropy, gradient and its limit against T; empty where there are no such curves."""
+    """Plot entropy, gradient and its limit against T; empty without curves."""
     if curves is None or curves.ndim != 2 or curves.shape[1] != 4 or not np.isfinite(curves).all():
         return []
     t, entropy, gradient, distance = curves.T
@@ -47,9 +48,9 @@ def effect_of_temperature(curves: Array | None) -> list[Plot]:
     caption = (
         "Left: entropy of the teacher's softmax. Below the shaded range it is close to hard "
         "labels, above it close to uniform. Middle: the gradient of KL falls as 1/T²; the factor "
-        "T² keeps the weight of the response loss beside the labels. Right: with that factor the "
-        "gradient tends to that of the squared distance of centred logits. Means over the "
-        "validation data (Hinton, Vinyals, Dean 2015, §2)."
+        "T² keeps the response loss in proportion to the hard loss. Right: with that factor, the "
+        "gradient approaches the gradient of the squared distance between centred logits. Means "
+        "over the validation data (Hinton, Vinyals, Dean 2015, §2)."
     )
     return [Plot("temperature", "Effect of the temperature", caption, figure)]
 
@@ -63,11 +64,11 @@ def _entropy(ax: Any, t: Array, entropy: Array, most: float) -> None:
 
 
 def _power_law(ax: Any, t: Array, values: Array, power: int, name: str, color: str) -> None:
-    """A curve, and the power of T that it follows for large T."""
+    """Plot a curve, and the power of T that it approaches for large T."""
     large = t >= LARGE
     ax.plot(t, values, color=color, label=name)
     law = f"1/T{'²' if power == -2 else ''}"
-    # anchored at the last point: the law holds in the limit
+    # Anchored at the last point, because the law holds in the limit.
     ax.plot(t[large], values[-1] * (t[large] / t[-1]) ** power, ":", color=INK, label=law)
     ax.set(yscale="log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
