@@ -29,6 +29,7 @@ from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, wr
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import LINKS, METRICS, find_checkpoint, read_json
 
+STORE = "kd_lightning.teachers.sources.FromStore"  # gives way to a teacher_ckpt
 LINK = "KD_CHAIN_LINK"  # environment variable: the current link, for other ranks of a DDP job
 # Link i has seed + 1000·i: consecutive seeds would repeat in the chains of a sweep over seeds.
 SEEDS_APART = 1000
@@ -121,6 +122,8 @@ class Chain:
             job.model = job.chain.first  # on labels alone
         elif i > 0:
             job.teacher, job.teacher_ckpt = copy.deepcopy(self.nets[i - 1]), str(self.home(i - 1))
+            # what teacher_from= names teaches the first link only
+            job.teacher_from = {"_target_": STORE, "root": job.teacher_store}
         job.student = net
         job.seed = self.cfg.seed + SEEDS_APART * i
         # Resolved before it is copied: a reference to seed would differ from link to link.

@@ -38,13 +38,18 @@ def composed(*typed: str) -> DictConfig:
         (("method=untrained",), Untrained),
         (("teacher_from=checkpoint", "teacher_from.path=x.ckpt"), FromCheckpoint),
         (("teacher_ckpt=x.ckpt",), FromCheckpoint),
-        (("teacher_ckpt=x.ckpt", "teacher_from=untrained"), FromCheckpoint),
         (("model=teacher",), NoTeacher),
         (("method=mutual",), NoTeacher),
     ],
 )
 def test_source_of_each_command(typed: tuple[str, ...], kind: type[TeacherSource]) -> None:
     assert type(build_source(composed(*typed))) is kind
+
+
+@pytest.mark.parametrize("typed", ["teacher_from=untrained", "method=untrained"])
+def test_two_sources_of_a_teacher_are_refused(typed: str) -> None:
+    with pytest.raises(UserError, match=r"teacher_ckpt=x\.ckpt and .* two sources of the teacher"):
+        build_source(composed("teacher_ckpt=x.ckpt", typed))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from killer import Killer
 from kd_lightning import load_run
 from kd_lightning.cli.train import CONF
 from kd_lightning.data.digits import DigitsDataModule
-from kd_lightning.runs.build import make
+from kd_lightning.runs.build import build_source, make
+from kd_lightning.runs.chain import Chain
+from kd_lightning.teachers.sources import FromCheckpoint, FromStore, TeacherSource, Untrained
 
 SMALL = ("data=digits", "data.train_fraction=0.3", "trainer.max_epochs=2", "net@student=mlp")
 GENERATIONS = (*SMALL, "experiment=self_distillation", "chain.generations=3")
@@ -172,3 +174,26 @@ def test_chain_started_in_an_old_directory_forgets_its_links(
     assert done.returncode == 0, done.stderr
     for i, link in enumerate(links(tmp_path)):
         assert (read_facts(link)["seed"], read_metrics(link)["epochs"]) == (1000 * i, 2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "first"),
+    [
+        (("teacher_from=checkpoint", "teacher_from.path=x.ckpt"), FromCheckpoint),
+        (("teacher_ckpt=x.ckpt",), FromCheckpoint),
+        (("method=untrained",), Untrained),
+        ((), FromStore),
+    ],
+)
+def test_later_links_learn_from_the_one_before_whatever_teaches_the_first(
+    typed: tuple[str, ...], first: type[TeacherSource]
+) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["experiment=teacher_assistant", *typed, "run_dir=runs/1"])
+    chain = Chain(cfg, train=lambda job: None)
+    source, *later = (build_source(chain.job(i)) for i in range(3))
+    assert type(source) is first
+    assert [link.paths for link in later if isinstance(link, FromCheckpoint)] == [
+        ["runs/1/links/0"],
+        ["runs/1/links/1"],
+    ]
