@@ -1,6 +1,7 @@
-"""Runs that are killed with ``kill -9`` and go on as if nothing had happened."""
+"""Tests of runs that are killed with ``kill -9`` and resumed: they end as if uninterrupted."""
 
 import csv
+import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Command
+from conftest import ROOT, Command, read_facts, read_metrics, same_weights
 from killer import Killer
 
 from kd_lightning.runs.checkpoints import read_checkpoint
-from kd_lightning.runs.directory import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ Files = dict[str, bytes]
 
 
 def files_in(folder: Path) -> Files:
-    """Every file in a folder and what is in it."""
+    """Every file in a folder with its content."""
     found = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
@@ -34,8 +34,8 @@ class Lives:
     """A run that was killed and resumed.
 
     Attributes:
-        run_dir: where it lies.
-        left: the files at each death.
+        run_dir: its directory.
+        left: the files after each kill.
         outcomes: of the commands that resumed it and were not killed.
     """
 
@@ -45,7 +45,7 @@ class Lives:
 
 
 def live_student(run_dir: Path, command: Command, kill: Killer) -> Lives:
-    """Killed some time after its first epoch; asked to go on as another network; resumed."""
+    """A student killed after its first epoch; resumed as another network, then as itself."""
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     kill(*JOB, f"hydra.run.dir={run_dir}", when=checkpoint.is_file)
     left = files_in(run_dir)
@@ -55,7 +55,7 @@ def live_student(run_dir: Path, command: Command, kill: Killer) -> Lives:
 
 
 def live_teacher(run_dir: Path, command: Command, kill: Killer) -> Lives:
-    """Killed in its first epoch, before any checkpoint; again in its third; resumed twice."""
+    """A teacher killed in its first epoch, before any checkpoint, resumed, killed in its third."""
     held, left = run_dir / "held", []
     hold = ("+callbacks.hold._target_=spy.Hold", f"+callbacks.hold.folder={run_dir}")
     first = ("model=teacher", *hold, "+callbacks.hold.epoch=0", f"hydra.run.dir={run_dir}")
@@ -72,7 +72,7 @@ def live_teacher(run_dir: Path, command: Command, kill: Killer) -> Lives:
 def lives(
     command: Command, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Lives]:
-    """A student and a teacher that were killed, and both without interruption; side by side."""
+    """A student and a teacher that were killed, and both uninterrupted; three at a time."""
     folder = tmp_path_factory.mktemp("resume")
     kill = Killer(environment)
     with ThreadPoolExecutor(2) as pool:
@@ -94,31 +94,29 @@ def resumed(request: pytest.FixtureRequest, lives: dict[str, Lives]) -> Lives:
 
 @pytest.fixture
 def whole(resumed: Lives) -> Path:
-    """The same run without interruption."""
+    """The same run, uninterrupted."""
     return resumed.run_dir.parent / "whole" / str(NAMES.index(resumed.run_dir.name))
 
 
-def test_it_was_killed_between_epochs_ends_and_went_on(resumed: Lives) -> None:
+def test_run_was_killed_during_training_and_finished_later(resumed: Lives) -> None:
     assert "checkpoints/last.ckpt" in resumed.left[-1]
     assert "metrics.json" not in resumed.left[-1]
     assert resumed.outcomes[-1].returncode == 0, resumed.outcomes[-1].stderr
     assert read_metrics(resumed.run_dir)["epochs"] == 4
 
 
-def test_the_final_weights_are_those_of_a_run_never_stopped(resumed: Lives, whole: Path) -> None:
+def test_resumed_run_has_weights_of_uninterrupted_run(resumed: Lives, whole: Path) -> None:
     found, expected = (
         read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (resumed.run_dir, whole)
     )
     assert found["global_step"] == expected["global_step"] == 4 * 81
-    assert found["state_dict"].keys() == expected["state_dict"].keys()
-    for name, weight in expected["state_dict"].items():
-        assert torch.equal(found["state_dict"][name], weight)
+    assert same_weights(found["state_dict"], expected["state_dict"])
     moments, moments_expected = (c["optimizer_states"][0]["state"] for c in (found, expected))
     for number, state in moments_expected.items():
         assert all(torch.equal(moments[number][k], v) for k, v in state.items())
 
 
-def test_the_figures_are_those_of_a_run_never_stopped(resumed: Lives, whole: Path) -> None:
+def test_resumed_run_has_figures_of_uninterrupted_run(resumed: Lives, whole: Path) -> None:
     found, expected = read_metrics(resumed.run_dir), read_metrics(whole)
     figures = [k for k in expected if k.startswith(("val/", "test/"))]
     assert figures
@@ -126,11 +124,11 @@ def test_the_figures_are_those_of_a_run_never_stopped(resumed: Lives, whole: Pat
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
-    """The rows of a ``metrics.csv``, without their empty cells."""
+    """The rows of ``metrics.csv`` without empty cells."""
     return [{k: v for k, v in row.items() if v} for row in csv.DictReader(text.splitlines())]
 
 
-def test_metrics_csv_keeps_the_earlier_epochs(resumed: Lives, whole: Path) -> None:
+def test_metrics_csv_keeps_earlier_epochs(resumed: Lives, whole: Path) -> None:
     before = rows_of(resumed.left[-1]["metrics.csv"].decode())
     after = rows_of((resumed.run_dir / "metrics.csv").read_text())
     assert before
@@ -143,7 +141,27 @@ def test_metrics_csv_keeps_the_earlier_epochs(resumed: Lives, whole: Path) -> No
     assert found == wanted
 
 
-def test_the_record_of_how_it_began_is_kept(resumed: Lives) -> None:
+def test_facts_are_written_before_training_starts(lives: dict[str, Lives]) -> None:
+    run = lives["teacher"]
+    first = run.left[0]  # killed in the first epoch
+    assert "metrics.json" not in first
+    facts = json.loads(first["run.json"])
+    assert (facts["role"], facts["method"], facts["seed"]) == ("teacher", "", 0)
+    assert facts["settings"]["teacher.dropout"] == 0.5
+    assert facts["overrides"]["model"] == "teacher"
+
+
+def test_resumed_run_has_facts_of_uninterrupted_run(resumed: Lives, whole: Path) -> None:
+    found, expected = read_facts(resumed.run_dir), read_facts(whole)
+    typed = ("overrides", "settings", "code")  # the code may have changed meanwhile
+    assert {k: v for k, v in found.items() if k not in typed} == {
+        k: v for k, v in expected.items() if k not in typed
+    }
+    differing = {k for k, v in found["settings"].items() if expected["settings"].get(k) != v}
+    assert all(name.startswith("callbacks.hold") for name in differing)
+
+
+def test_record_of_the_start_is_kept(resumed: Lives) -> None:
     records = resumed.run_dir / ".hydra"
     assert (records / "hydra.yaml").read_bytes() == resumed.left[0][".hydra/hydra.yaml"]
     typed = yaml.safe_load((records / "overrides.yaml").read_text())
@@ -153,15 +171,15 @@ def test_the_record_of_how_it_began_is_kept(resumed: Lives) -> None:
     assert config["trainer"]["max_epochs"] == 4
 
 
-def test_a_run_killed_before_any_checkpoint_begins_again(lives: dict[str, Lives]) -> None:
+def test_run_killed_before_any_checkpoint_starts_at_the_beginning(lives: dict[str, Lives]) -> None:
     run = lives["teacher"]
     assert not [name for name in run.left[0] if name.endswith(".ckpt")]
-    began = "no epoch had ended in"
-    assert run.left[1]["train.log"].decode().count(began) == 1
-    assert (run.run_dir / "train.log").read_text().count(began) == 1
+    restarted = "no epoch had ended in"
+    assert run.left[1]["train.log"].decode().count(restarted) == 1
+    assert (run.run_dir / "train.log").read_text().count(restarted) == 1
 
 
-def test_another_network_is_refused_and_the_run_is_left_as_it_was(lives: dict[str, Lives]) -> None:
+def test_other_network_is_refused_and_run_stays_unchanged(lives: dict[str, Lives]) -> None:
     run = lives["student"]
     refused, before, after = run.outcomes[0], *run.left
     assert refused.returncode == 1
