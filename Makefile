@@ -1,8 +1,9 @@
-# make setup   a virtual environment in .venv
-# make demo    teacher, baseline and distilled student on data that need no network
-# make test    the whole suite          make test-fast   without trainings, under a minute
-# make lint    style and types
-# make bench   speed, against the loop people write
+# make setup        create the virtual environment .venv
+# make demo         train a teacher, a baseline and a student on data bundled with scikit-learn
+# make test         run all tests
+# make test-fast    run the tests that train nothing, in under a minute
+# make lint         check style and types
+# make bench        measure training speed against a plain PyTorch loop
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,7 +42,7 @@ bench: setup
 tensorboard: setup
 	$(BIN)/tensorboard --logdir . --host 127.0.0.1
 
-# versions only: no addresses and no hashes
+# Versions only, without URLs and hashes: these depend on the package index of the machine.
 constraints: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header \
 		--no-annotate --no-emit-index-url pyproject.toml -o constraints.txt

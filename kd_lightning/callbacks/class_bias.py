@@ -1,7 +1,4 @@
-"""Errors on classes that the training data lack, before and after one correction.
-
-N rows, C classes.
-"""
+"""Errors on classes missing from the training data, before and after a bias correction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,25 +10,25 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 class ClassBias(L.Callback):
-    """Counts errors with one bias added to the logits of classes that training lacked.
+    """Count errors with one bias added to the logits of classes missing from training.
 
     A student distilled without any 3 learns from the teacher what a 3 looks like, but also
-    that there are none: its bias for class 3 is far too low. The bias that corrects this is
-    the one with the fewest errors on validation data; test errors are then counted with it.
-    Logged for both splits:
+    that 3 never occurs, so its bias for class 3 is far too low. The correction is the bias with
+    the fewest errors on validation data; errors on test data are then counted with it. For
+    both splits the callback logs:
 
-    - ``errors``: wrong predictions of the student as it is.
-    - ``errors_corrected``: wrong predictions with the bias added.
-    - ``errors_unseen``, ``errors_unseen_corrected``: those among the unseen classes.
-    - ``accuracy_corrected``: share of right predictions with the bias added.
+    - ``errors``: number of wrong predictions without correction.
+    - ``errors_corrected``: number of wrong predictions with the bias.
+    - ``errors_unseen``, ``errors_unseen_corrected``: the same among the unseen classes.
+    - ``accuracy_corrected``: share of correct predictions with the bias.
 
-    And ``val/bias``: the bias itself; 0 where no class is unseen.
+    It also logs ``val/bias``, the bias, which is 0 if no class is unseen.
 
     Args:
-        classes: the classes that the training data lack.
+        classes: the classes missing from the training data.
 
-    Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, §3. There the bias was chosen on the
-    test data; lowering the biases of 7 and 8 is the same as raising all others.
+    Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, §3. The paper chose the bias on the
+    test data; lowering its biases of 7 and 8 is equivalent to raising all others.
     """
 
     def __init__(self, classes: Sequence[int] = ()) -> None:
@@ -71,11 +68,12 @@ class ClassBias(L.Callback):
         self._log(pl_module, "test", self._gather())
 
     def _add(self, outputs: Any) -> None:
-        # A sorted list of N distances takes 16 bytes a row; no running sum could find the bias.
+        # All rows are kept, at 16 bytes each: the best bias needs their sorted distances, which
+        # no running sum provides.
         self._rows.append(compare(outputs["logits"], outputs["target"], self.classes))
 
     def _gather(self) -> Tensor:
-        """The rows of all processes; the state is reset."""
+        """Return the rows of all processes, N×4, and reset the state."""
         rows = torch.cat(self._rows)
         self._rows.clear()
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -88,22 +86,24 @@ class ClassBias(L.Callback):
             wrong = ~right(rows, bias)
             values[f"errors{name}"] = wrong.sum().float()
             values[f"errors_unseen{name}"] = (wrong & unseen).sum().float()
-        # Gathered over the processes already; sync_dist only tells Lightning so.
+        # The values are the same on all ranks; sync_dist only silences Lightning's warning.
         module.log_dict({f"{split}/{k}": v for k, v in values.items()}, sync_dist=True)
 
 
 def compare(logits: Tensor, target: Tensor, classes: Sequence[int]) -> Tensor:
-    """What is needed to tell each prediction under any bias of some classes, N×4.
-
-    The columns: by how much the best of these classes trails the best of the others; whether
-    that class is the label; whether the best of the others is; whether the label is one of
-    these classes.
+    """Reduce logits to what determines the predictions under any bias of some classes.
 
     Args:
-        logits: N×C.
-        target: N.
-        classes: those that the bias is added to.
+        logits: logits, N×C.
+        target: classes, N.
+        classes: the classes to which the bias is added.
+
+    Returns:
+        N×4: the largest logit of the other classes minus the largest of these; whether the
+        best of these classes is the label; whether the best of the others is the label;
+        whether the label is one of these classes.
     """
+    # A common bias does not change the order within the two sets, so only their best matter.
     chosen = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
     chosen[list(classes)] = True
     ours, best = logits.float().masked_fill(~chosen, -torch.inf).max(1)
@@ -113,19 +113,20 @@ def compare(logits: Tensor, target: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def right(rows: Tensor, bias: float) -> Tensor:
-    """Whether each prediction is right with a bias added, N."""
+    """Return whether each prediction is right with a bias added, N."""
     behind, ours, others, _ = rows.unbind(1)
     return torch.where(behind < bias, ours, others) == 1
 
 
 def best_bias(rows: Tensor) -> float:
-    """The bias with the most right predictions, found exactly rather than on a grid.
+    """Return the bias with the most right predictions.
 
-    A prediction changes where the bias passes the distance in the first column, so all biases
-    between two neighbouring distances are equal. Of several best gaps it is the middle one.
+    A prediction changes when the bias exceeds the distance in the first column, so all biases
+    between two neighbouring distances are equivalent. The search over these intervals is
+    exact. Of several best intervals the middle one is chosen.
 
     Args:
-        rows: as :func:`compare` makes them, N×4.
+        rows: output of :func:`compare`, N×4.
     """
     behind, order = rows[:, 0].double().sort()
     gained = (rows[order, 1] - rows[order, 2]).cumsum(0)

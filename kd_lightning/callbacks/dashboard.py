@@ -6,20 +6,20 @@ from torch.utils.tensorboard import SummaryWriter
 
 from kd_lightning.modules import DistillationModule
 
-# Tags, as regular expressions, by category and chart. Fixed instead of built from what a run
-# logs: TensorBoard merges the layouts of all runs by title, so charts that differ between the
-# jobs of a sweep would not show its runs in one plot.
+# Tags, as regular expressions, by category and chart. They are fixed instead of built from what
+# a run logs: TensorBoard merges the layouts of all runs by title, so charts that differ between
+# the jobs of a sweep would not show its runs in one plot.
 Charts = dict[str, dict[str, list[str]]]
 
 OF_ALL: Charts = {
     "losses": {
-        # a transfer term may have any name, so the expression excludes what is not a loss
+        # A transfer term may have any name, so the expression excludes tags that are no losses.
         "training: the loss and its terms": [r"train/(?!alpha$|temperature$|weight_)"],
         "validation": [r"val/loss$"],
     },
     "accuracies": {"validation": [r"val/(teacher_)?accuracy$"]},
 }
-# Not laid out for a teacher, as TensorBoard shows a chart without data as an empty frame.
+# Left out for teachers, since TensorBoard shows a chart without data as an empty frame.
 OF_STUDENTS: Charts = {
     "fidelity": {"agreement with the teacher, validation": [r"val/agreement$"]},
     "temperature and weights": {
@@ -39,7 +39,7 @@ class ScalarLayout(L.Callback):
     shapes_result = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # at the start, so that a training that is still running is laid out
+        # At the start, so the charts exist while the training is still running.
         charts = OF_ALL | (OF_STUDENTS if isinstance(pl_module, DistillationModule) else {})
         layout = {
             category: {title: ["Multiline", tags] for title, tags in titles.items()}
@@ -50,7 +50,7 @@ class ScalarLayout(L.Callback):
 
 
 def has_board(trainer: L.Trainer) -> bool:
-    """Return whether the run logs to TensorBoard; the answer is the same on all ranks."""
+    """Return whether the run logs to TensorBoard, with the same result on all ranks."""
     return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
 
 

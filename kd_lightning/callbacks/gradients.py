@@ -1,4 +1,4 @@
-"""Balance of the terms of the loss: norms of their gradients, and the angles between them."""
+"""Balance of the loss terms: norms of their gradients, and cosines between them."""
 
 import copy
 from typing import Any
@@ -15,24 +15,24 @@ from kd_lightning.modules import DistillationModule
 
 
 class GradientBalance(L.Callback):
-    """Compares the gradients of the terms of a student's loss, every n training batches.
+    """Log norms and cosines of the loss terms' gradients, every n training batches.
 
-    Logged, θ being the student's parameters:
+    With θ the student's parameters:
 
     - ``gradient/hard``, ``gradient/response``, ``gradient/<transfer term>``: the norm
-      ‖w·∂L/∂θ‖₂ of a term L with its weight w in the loss.
-    - ``gradient/cosine_<term>``: the cosine between ∂L/∂θ and the hard term's gradient;
-      below 0 the term works against the labels.
+      ‖w·∂L/∂θ‖₂ of a term L with weight w.
+    - ``gradient/cosine_<term>``: the cosine between ∂L/∂θ and the gradient of the hard term;
+      if negative, the term works against the labels.
 
-    Each process uses its own batch, and the first one's values are logged. The terms are
-    computed once more, on copies of student and objective and with the random state restored,
-    so that training is not affected. That costs as much as two or three steps.
+    Each process uses its own batch, and the values of the first process are logged. The terms
+    are computed again, on copies of student and objective and with the random state restored,
+    so training is not affected. A measurement takes as long as two or three steps.
 
     Args:
-        every_n_steps: n, in batches; 0 for never.
+        every_n_steps: n, in batches; 0 disables the callback.
 
-    Sources: norms as a measure of balance: Chen et al. 2018, "GradNorm", arXiv 1711.02257;
-    the cosine as a sign of whether another loss helps: Du et al. 2018, arXiv 1812.02224.
+    Sources: Chen et al. 2018, "GradNorm", arXiv 1711.02257, for norms as a measure of balance;
+    Du et al. 2018, arXiv 1812.02224, for the cosine as a sign of whether a loss helps another.
     """
 
     shapes_result = False
@@ -44,6 +44,8 @@ class GradientBalance(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         every = self.every_n_steps
+        # has_board() is the same on all ranks, so all of them measure at the same steps and none
+        # waits for another.
         if every == 0 or trainer.fit_loop.total_batch_idx % every or not has_board(trainer):
             return
         if isinstance(pl_module, DistillationModule):
@@ -54,8 +56,8 @@ class GradientBalance(L.Callback):
 
 
 def balance(module: DistillationModule, batch: Batch) -> dict[str, float]:
-    """Norms and cosines of the terms of a training batch, by the name they are logged under."""
-    # Copies: batch statistics and a bank of embeddings would otherwise be updated twice.
+    """Return norms and cosines of the terms for a training batch, by logged name."""
+    # Copies, since batch statistics and memory banks would otherwise be updated twice.
     student, objective = copy.deepcopy((module.student, module.objective))
     terms = module.terms_of(student, objective, batch)
     weights = objective.term_weights(module.progress)
@@ -68,6 +70,7 @@ def balance(module: DistillationModule, batch: Batch) -> dict[str, float]:
 
 
 def gradient(term: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
-    """Gradient of a scalar with respect to all parameters, as one vector; the graph is kept."""
+    """Return the gradient of a scalar with respect to all parameters, as one vector."""
+    # The graph is kept for the other terms. Zeros for parameters that a term does not use.
     found = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
     return torch.cat([g.flatten().float() for g in found])

@@ -1,4 +1,4 @@
-"""Predictions of student and teacher for some validation samples, before and after training."""
+"""Images of predictions on validation samples, before and after training."""
 
 from collections import defaultdict
 from typing import Any
@@ -20,21 +20,20 @@ Sheet = dict[str, Tensor]
 
 
 class Pictures(L.Callback):
-    """Shows predictions in TensorBoard, in the tab Images.
+    """Show predictions in TensorBoard's tab Images.
 
-    - ``pictures/confusion``: true and predicted class, before and after training;
+    - ``pictures/confusion``: confusion matrix, before and after training.
     - ``pictures/soft_targets``: teacher's and student's probabilities for one sample per class,
-      at the temperature of the training, before and after;
-    - ``pictures/disagreement``: the samples whose probabilities at T = 1 differ most, by
-      ½ Σ_c |p_t − p_s|, after.
+      at the temperature of the training, before and after training.
+    - ``pictures/disagreement``: samples with the largest total variation distance
+      ½ Σ_c |p_t − p_s| at T = 1, after training.
 
-    Inputs are drawn beside them where the data's specification tells how to undo the
-    normalisation. The pictures before training need a datamodule with ``prepared``; those
-    after it are made of the predictions that validation has computed anyway. Beyond 128
-    classes there are none.
+    Inputs are shown, too, if the data specification allows the normalisation to be undone.
+    Pictures before training need a datamodule with ``prepared``; those after it use the
+    predictions of the final validation. There are no pictures beyond 128 classes.
 
     Args:
-        samples: number of validation samples, from the first on.
+        samples: number of validation samples, counted from the first.
         classes: number of classes in ``soft_targets``.
         disagreements: number of samples in ``disagreement``.
     """
@@ -47,13 +46,14 @@ class Pictures(L.Callback):
         self._boards: list[Any] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Kept, because a final validation may run without loggers: its figures are no further
-        # point of the curves over epochs.
+        # Kept, because the final validation may run without loggers, so its figures do not
+        # appear as another point of the curves over epochs.
         self._boards = boards(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         prepared = getattr(getattr(trainer, "datamodule", None), "prepared", None)
-        is_new = trainer.global_step == 0  # the pictures of a resumed run are there already
+        is_new = trainer.global_step == 0  # a resumed run has its pictures already
+        # Not in on_fit_start, which runs before the module's, where the teacher is cached.
         if is_new and prepared and self._boards and isinstance(pl_module, BaseModule):
             with evaluating(pl_module), isolate_rng(), torch.no_grad():
                 self._look(pl_module, trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
@@ -77,10 +77,11 @@ class Pictures(L.Callback):
             self._show(trainer, pl_module, is_trained=True)
 
     def _look(self, module: BaseModule, data: Any) -> None:
-        """Run the networks on the first validation samples."""
+        """Evaluate the networks on the first validation samples."""
+        # Not trainer.validate(), which would log figures and reset the state of the fit.
         target = getattr(getattr(data, "splits", {}).get("val"), "target", None)
         if target is None:
-            return  # not one of our datamodules: the pictures after training will do
+            return  # not a datamodule of this package: there are only pictures after training
         for _, index, inputs in data.prepared("val").batches(module.device):
             there = index.to(module.device)
             batch = Batch(inputs.to(module.dtype), target[index].to(module.device), there)
@@ -88,7 +89,7 @@ class Pictures(L.Callback):
                 return
 
     def _keep(self, batch: Batch, outputs: dict[str, Any]) -> int:
-        """Remember a batch's inputs and predictions; how many there are by now."""
+        """Store a batch's inputs and predictions and return the number of samples seen."""
         count = sum(map(len, self._rows["target"]))
         if count < self.samples and outputs["logits"].shape[-1] <= MOST_TABULATED:
             sheet = probabilities(outputs)
@@ -111,7 +112,7 @@ class Pictures(L.Callback):
                 board.add_image(f"pictures/{name}", picture, trainer.global_step, dataformats="HWC")
 
     def _draw(self, sheet: Sheet, is_trained: bool) -> dict[str, Any]:
-        """Each picture by name, H×W×3."""
+        """Draw the pictures and return them by name, H×W×3 each."""
         target, predicted = sheet["target"], sheet["student"].argmax(1)
         size, classes = sheet["student"].shape
         counts = torch.bincount(target * classes + predicted, minlength=classes**2)
@@ -130,9 +131,11 @@ class Pictures(L.Callback):
 
 
 def probabilities(outputs: dict[str, Any]) -> Sheet:
-    """Probabilities, N×C, of ``student`` and ``teacher`` at T = 1, and with ``soft_`` at T.
+    """Return probabilities, N×C, from the outputs of a module's ``evaluate``.
 
-    Also ``target``, N, and T itself as ``temperature``, N; without a teacher only ``student``.
+    Returns:
+        ``student`` and ``teacher`` at T = 1, ``soft_student`` and ``soft_teacher`` at T, and
+        ``target`` and ``temperature``, N; only ``student`` and ``target`` without a teacher.
     """
     z_s, target = outputs["logits"], outputs["target"]
     sheet = {"target": target, "student": z_s.softmax(1)}
@@ -149,7 +152,7 @@ def probabilities(outputs: dict[str, Any]) -> Sheet:
 
 
 def as_images(inputs: Tensor, spec: Any) -> Tensor:
-    """Normalised inputs as uint8 images, N×C×H×W; as they are where that is not possible."""
+    """Convert normalised inputs to uint8 images, N×C×H×W; other inputs are returned unchanged."""
     mean, std = getattr(spec, "mean", None), getattr(spec, "std", None)
     if mean is None or std is None or inputs.dim() != 4:
         return inputs
@@ -158,12 +161,12 @@ def as_images(inputs: Tensor, spec: Any) -> Tensor:
 
 
 def one_per_class(target: Tensor, count: int) -> list[int]:
-    """Position of the first sample of each class, for the first classes that have any."""
+    """Return the position of the first sample of each class, for the first ``count`` classes."""
     return [int((target == c).nonzero()[0]) for c in target.unique()[:count]]
 
 
 def tile(sheet: Sheet, i: int, kind: str = "") -> Tile:
-    """One sample as it is drawn."""
+    """Return the image, title and probabilities of one sample."""
     p_t, p_s = (sheet[kind + name][i] for name in ("teacher", "student"))
     named = [
         f"{name} {p.argmax()} ({100 * p.max():.0f} %)"
@@ -175,6 +178,6 @@ def tile(sheet: Sheet, i: int, kind: str = "") -> Tile:
 
 
 def image_of(sample: Tensor) -> Array | None:
-    """A sample as an image, H×W or H×W×3; None if it is not one."""
+    """Return a sample as an image, H×W or H×W×3; None if it is not an image."""
     is_image = sample.dim() == 3 and len(sample) in (1, 3) and sample.dtype == torch.uint8
     return sample.movedim(0, -1).squeeze(-1).numpy() if is_image else None

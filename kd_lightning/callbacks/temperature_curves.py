@@ -1,4 +1,4 @@
-"""What a temperature does to a teacher's predictions and to the student's gradient."""
+"""Effect of the temperature on the teacher's predictions and on the student's gradient."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from kd_lightning.modules import DistillationModule
 
 
 class TemperatureCurves(L.Callback):
-    """Adds ``temperature_curves`` to the diagnostics of the best epoch, for plots.
+    """Add ``temperature_curves`` to the diagnostics of the best epoch, for plots.
 
-    Entropy, gradient norm and distance from the limit at 25 temperatures; see
-    :class:`~kd_lightning.metrics.temperature.TemperatureMetric`. It is not among the default
-    callbacks because it evaluates the softmax at each of them in float64.
+    The curves are entropy, gradient norm and distance from the limit at 25 temperatures; see
+    :class:`~kd_lightning.metrics.temperature.TemperatureMetric`. The callback is not enabled by
+    default, because it evaluates the softmax at each temperature in float64.
     """
 
     shapes_result = False
@@ -31,11 +31,12 @@ class TemperatureCurves(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        # Not in the validation epochs of a training, whose weights are not the final ones.
         if trainer.state.fn != TrainerFn.VALIDATING or "teacher" not in outputs:
             return
         if self.metric is None:
             self.metric = TemperatureMetric().to(pl_module.device)
-        if len(outputs["target"]):
+        if len(outputs["target"]):  # all ranks have equally many batches; the last may be empty
             self.metric.update(outputs["logits"], outputs["teacher"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

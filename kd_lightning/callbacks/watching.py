@@ -1,26 +1,28 @@
-"""Lightning's callbacks that only watch a run, marked as such.
+"""Lightning callbacks that observe a run without changing its result.
 
-``shapes_result`` says of a callback whether a run without it could end with other weights or
-figures. Callbacks for which it is False are left out of a teacher's key and of the settings in
-``run.json``; a callback that does not say is taken to shape the result.
+The attribute ``shapes_result`` of a callback is False if weights and figures do not depend on
+it. Such callbacks are left out of a teacher's key and of the settings in ``run.json``. Without
+the attribute, a callback is assumed to change the result.
 """
 
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
 
+# Subclasses, because only a class attribute can be read from a configuration without creating
+# the callback.
 class LastCheckpoint(ModelCheckpoint):
-    """Saves the latest epoch, for resuming. Unlike the best one, no figure is taken from it."""
+    """Save the latest epoch, for resuming; figures come from the best checkpoint."""
 
     shapes_result = False
 
 
 class LearningRate(LearningRateMonitor):
-    """Logs the learning rate."""
+    """Log the learning rate."""
 
     shapes_result = False
 
 
 class ProgressBar(TQDMProgressBar):
-    """Shows progress in a terminal."""
+    """Show progress in a terminal."""
 
     shapes_result = False

@@ -1,7 +1,7 @@
-"""What is measured once of a trained network: calibration, fidelity, tables for plots.
+"""Metrics computed once for a trained network: calibration, fidelity, tables for plots.
 
-N rows, B of them in a batch; C classes; T temperatures. A row is a sample, or a token of a
-token classifier. All logarithms are natural.
+Shapes: N rows, B per batch, C classes, T temperatures. A row is a sample, or a token of a
+token classifier. Logarithms are natural.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,38 +13,39 @@ from torch import Tensor, nn
 from kd_lightning.metrics.sums import Sums
 from kd_lightning.utils.divergence import kl_divergence
 
-BINS = 15  # of confidence, of equal width
-TEMPERATURES = (1.0, 2.0, 5.0, 20.0)  # at which a teacher's mean probabilities are kept
-MOST_NAMED = 20  # classes up to which each has figures of its own
-# Classes up to which there are tables of C×C and T×C×C. 128 classes take 0.3 MB; a vocabulary
+BINS = 15  # bins of confidence, of equal width, as in Guo et al. 2017
+TEMPERATURES = (1.0, 2.0, 5.0, 20.0)  # temperatures of the teacher's mean probabilities
+MOST_NAMED = 20  # largest number of classes with one figure per class
+# Largest number of classes with tables of C×C and T×C×C. 128 classes take 0.3 MB; a vocabulary
 # of 50,000 would take 40 GB.
 MOST_TABULATED = 128
 
-# Logits, B×C, of a network at a temperature: those of an ensemble depend on it.
+# Returns logits, B×C, at a temperature, on which an ensemble's mean probabilities depend.
 LogitsAt = Callable[[float | Tensor], Tensor]
 
 
 class Quality(Sums):
-    """Accuracy and calibration of one network's probabilities p.
+    """Accuracy and calibration of a network's probabilities p.
 
     - ``loss``: mean of −log p_y, in nats.
     - ``brier``: mean of Σ_c (p_c − [c = y])², from 0 to 2 (Brier 1950, "Verification of
       forecasts expressed in terms of probability").
     - ``ece``: expected calibration error, Σ_b n_b/N · |accuracy_b − confidence_b| over 15
-      bins of equal width, confidence being the largest probability (Guo et al. 2017, arXiv
+      bins of equal width, where confidence is the largest probability (Guo et al. 2017, arXiv
       1706.04599). It equals torchmetrics' MulticlassCalibrationError with the norm l1, except
-      that confidences that round to 1 belong to the last bin here, to one of their own there.
+      that torchmetrics counts confidences that round to 1 in a bin of their own, and this
+      class in the last bin.
     - ``class_accuracy``, C: accuracy among the rows of each class.
 
-    Tables: ``bins``, 15×3 (number of rows, mean confidence, accuracy); up to 128 classes also
-    ``class_probabilities``, C×C or T×C×C (mean p by true class, at each temperature), and
-    ``confusion``, C×C (number of rows by true class and prediction). NaN marks an empty bin
-    or class.
+    Tables: ``bins``, 15×3 (number of rows, mean confidence, accuracy). With up to 128 classes
+    also ``class_probabilities``, C×C or T×C×C (mean p by true class, at each temperature), and
+    ``confusion``, C×C (number of rows by true class and prediction). Empty bins and classes
+    are NaN.
 
     Args:
-        num_classes: C.
-        temperatures: T of them, for ``class_probabilities``.
-        with_tables: whether to keep the tables whose size grows with C².
+        num_classes: number of classes, C.
+        temperatures: T temperatures for ``class_probabilities``.
+        with_tables: whether to compute the tables whose size grows with C².
     """
 
     confidences: Tensor
@@ -72,14 +73,19 @@ class Quality(Sums):
         self.temperatures = temperatures
 
     def update(self, logits: LogitsAt, target: Tensor) -> None:
-        """Add a batch: the network's logits, B×C, at any temperature, and its targets, B."""
-        z = logits(1.0).float()
+        """Add a batch.
+
+        Args:
+            logits: function from a temperature to the network's logits, B×C.
+            target: classes, B.
+        """
+        z = logits(1.0).float()  # bfloat16 would round confidences to steps of 1/256
         p, classes = z.softmax(1), z.shape[1]
         confidence, prediction = p.max(1)
         right = (prediction == target).float()
         one = torch.ones_like(right)
         edges = torch.arange(1, BINS, device=z.device) / BINS
-        row = torch.bucketize(confidence, edges, right=True)
+        row = torch.bucketize(confidence, edges, right=True)  # bins are closed on the left
         self.add("confidences", torch.stack([one, confidence, right], 1), row)
         self.add("correct", torch.stack([one, right], 1), target)
         if self.has_tables:
@@ -91,7 +97,7 @@ class Quality(Sums):
         self.add("losses", torch.stack([nll, brier], 1), torch.zeros_like(target))
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures and tables by name."""
+        """Return figures and tables by name."""
         counts, confidence, right = self.confidences.unbind(1)
         loss, brier = self.losses[0] / counts.sum()
         sizes = self.correct[:, 0]
@@ -114,16 +120,16 @@ class Fidelity(Sums):
 
     - ``kl_teacher``: mean of KL(p_t ‖ p_s) at T = 1, in nats (predictive KL: Stanton et al.
       2021, arXiv 2106.05945).
-    - ``kl_teacher_t``: the same with both softened by the temperature of the training,
-      without the factor T² of the loss.
+    - ``kl_teacher_t``: mean of KL(p_t ‖ p_s) at the temperature of the training, without the
+      factor T² of the loss.
     - ``inherited_errors``: share of the teacher's errors on which the student predicts the
       same wrong class.
     - ``class_agreement``, C: agreement among the rows of each class.
 
-    NaN marks a class, or a kind of error, without rows.
+    Figures without rows, such as those of a class that the split lacks, are NaN.
 
     Args:
-        num_classes: C.
+        num_classes: number of classes, C.
     """
 
     divergences: Tensor
@@ -136,7 +142,14 @@ class Fidelity(Sums):
     def update(
         self, logits: Tensor, target: Tensor, teacher: LogitsAt, temperature: float | Tensor
     ) -> None:
-        """Add a batch: student's logits B×C, target B, the teacher, and T of the training."""
+        """Add a batch.
+
+        Args:
+            logits: student's logits, B×C.
+            target: classes, B.
+            teacher: function from a temperature to the teacher's logits, B×C.
+            temperature: T of the training.
+        """
         one = torch.ones_like(target, dtype=torch.float32)
         kl = [divergence(teacher(t), logits, t) for t in (1.0, temperature)]
         self.add("divergences", torch.stack([one, *kl], 1), torch.zeros_like(target))
@@ -146,7 +159,7 @@ class Fidelity(Sums):
         self.add("same_errors", same, (prediction != target).long())
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures by name."""
+        """Return the figures by name."""
         count, kl, kl_t = self.divergences[0]
         return {
             "kl_teacher": kl / count,
@@ -157,20 +170,20 @@ class Fidelity(Sums):
 
 
 def divergence(z_t: Tensor, z_s: Tensor, temperature: float | Tensor) -> Tensor:
-    """KL(p_t ‖ p_s) of each row, B, from logits, B×C, at one temperature."""
+    """Return KL(p_t ‖ p_s) of each row, B, from logits, B×C, at one temperature."""
     return kl_divergence(z_t.float() / temperature, z_s.float() / temperature)
 
 
 class Diagnostics(nn.Module):
-    """Every figure and table beyond :class:`~kd_lightning.metrics.evaluation.Evaluation`.
+    """All figures and tables beyond :class:`~kd_lightning.metrics.evaluation.Evaluation`.
 
-    :class:`Quality` of the student, the same of the teacher with ``teacher_`` before each
-    name, and :class:`Fidelity`; over all rows of all ranks under DDP.
+    They are :class:`Quality` of the student and of the teacher, the latter with the prefix
+    ``teacher_``, and :class:`Fidelity`, computed over all rows of all ranks.
 
     Args:
-        num_classes: C.
-        with_teacher: whether a teacher's logits will be given.
-        with_tables: whether tables are wanted, and not figures alone.
+        num_classes: number of classes, C.
+        with_teacher: whether :meth:`update` receives a teacher.
+        with_tables: whether to compute tables in addition to figures.
     """
 
     def __init__(self, num_classes: int, with_teacher: bool, with_tables: bool = True) -> None:
@@ -186,9 +199,9 @@ class Diagnostics(nn.Module):
         teacher: LogitsAt | None = None,
         temperature: float | Tensor = 1.0,
     ) -> None:
-        """Add a batch: logits B×C, target B, the teacher, and T of the training."""
+        """Add a batch; see :meth:`Fidelity.update` for the arguments."""
         if len(target) == 0:
-            return
+            return  # all ranks have equally many batches, so the last may be empty
         self.own.update(lambda _: logits, target)
         if self.teacher is not None and self.fidelity is not None:
             assert teacher is not None
@@ -196,10 +209,10 @@ class Diagnostics(nn.Module):
             self.fidelity.update(logits, target, teacher, temperature)
 
     def result(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Figures, and tables for plots, gathered over the ranks; the state is reset.
+        """Return figures and tables, computed over all ranks, and reset the state.
 
-        Up to 20 classes each has figures of its own (``class_accuracy_3``). A figure without
-        rows, such as the accuracy of a class that the split lacks, is left out.
+        With up to 20 classes there is one figure per class (``class_accuracy_3``). Figures
+        without rows, such as the accuracy of a class that the split lacks, are left out.
         """
         figures, tables = {}, {}
         for prefix, part in (("", self.own), ("teacher_", self.teacher), ("", self.fidelity)):
@@ -214,10 +227,11 @@ class Diagnostics(nn.Module):
 
 
 def _by_class(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Vectors split into a figure for each class, after all others; empty ones left out."""
+    """Replace vectors by one figure per class, after all other figures; drop empty ones."""
     split = {name: value for name, value in figures.items() if value.dim() == 0}
     for name, value in figures.items():
         if value.dim() == 1 and len(value) <= MOST_NAMED:
             split |= {f"{name}_{c}": v for c, v in enumerate(value)}
+    # Only these may be NaN for want of rows. A NaN loss is kept: it shows a divergence.
     empty = [k for k, v in split.items() if v.isnan() and ("class_" in k or "inherited" in k)]
     return {name: value for name, value in split.items() if name not in empty}

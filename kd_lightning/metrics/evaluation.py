@@ -1,7 +1,8 @@
-"""Figures of one pass over a split: accuracy, loss, agreement with the teacher.
+"""Figures computed after every epoch: accuracy, loss, and agreement with the teacher.
 
-N rows, B of them in a batch; C classes. A row is a sample, or a token of a token classifier.
-All logarithms are natural. Every figure is declared in :mod:`kd_lightning.metrics.figures`.
+Shapes: N rows, B per batch, and C classes. A row is a sample, or a token of a token
+classifier. Logarithms are natural. All figures are declared in
+:mod:`kd_lightning.metrics.figures`.
 """
 
 import math
@@ -17,12 +18,12 @@ from kd_lightning.metrics.sums import Mean
 class Evaluation(nn.Module):
     """``accuracy`` and ``loss``; with a teacher also ``teacher_accuracy`` and ``agreement``.
 
-    Over all rows of all ranks under DDP. It runs after every epoch, so it holds only what
-    curves over epochs need; :class:`~kd_lightning.metrics.diagnostics.Diagnostics` runs once.
+    The figures are computed over all rows of all ranks. They are those that are plotted over
+    epochs; :class:`~kd_lightning.metrics.diagnostics.Diagnostics` computes the others once.
 
     Args:
-        num_classes: C.
-        with_teacher: whether a teacher's logits will be given.
+        num_classes: number of classes, C.
+        with_teacher: whether :meth:`update` receives a teacher's logits.
     """
 
     def __init__(self, num_classes: int, with_teacher: bool) -> None:
@@ -31,12 +32,12 @@ class Evaluation(nn.Module):
         self.shares = nn.ModuleDict(
             {name: MulticlassAccuracy(num_classes, average="micro") for name in names}
         )
-        self.loss = Mean(nan_strategy=math.nan)  # by default it skips NaN, and hides a divergence
+        self.loss = Mean(nan_strategy=math.nan)  # skipping NaN, the default, would hide divergence
 
     def update(self, logits: Tensor, target: Tensor, teacher_logits: Tensor | None = None) -> None:
         """Add a batch: logits B×C, target B, teacher_logits B×C."""
         if len(target) == 0:
-            return  # the ranks run equally many batches, of which the last may be empty
+            return  # all ranks have equally many batches, so the last may be empty
         self.loss.update(F.cross_entropy(logits, target), weight=len(target))
         self._count("accuracy", logits, target)
         if teacher_logits is not None:
@@ -49,7 +50,7 @@ class Evaluation(nn.Module):
         metric.update(logits, target)
 
     def result(self) -> dict[str, Tensor]:
-        """The figures by name, gathered over the ranks; the state is reset."""
+        """Return the figures by name, computed over all ranks, and reset the state."""
         metrics = {**self.shares, "loss": self.loss}
         values = {name: metric.compute() for name, metric in metrics.items()}
         with torch.inference_mode(False):  # see BaseModule._make_metrics

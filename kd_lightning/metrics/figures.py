@@ -1,9 +1,9 @@
-"""Every figure, declared once: what it is called, its unit, and which direction is better.
+"""Declarations of all figures: name, label, unit, and the better direction.
 
-A figure's full name is ``SPLIT/[teacher_]NAME[_CLASS]``, as in ``val/accuracy``,
-``test/teacher_ece`` and ``test/class_accuracy_3``; a cost has no split. ``metrics.json``,
-TensorBoard, the tables of the command line and the report all take labels, units and the
-order of their columns from here. Nothing heavy is imported: the report reads this, too.
+A figure's full name is ``SPLIT/[teacher_]NAME[_CLASS]``, such as ``val/accuracy``,
+``test/teacher_ece`` and ``test/class_accuracy_3``; costs have no split. ``metrics.json``,
+TensorBoard, the tables of the command line and the report take labels, units and the order of
+columns from here. The module does not import torch, because the report imports it.
 """
 
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ Kind = Literal["overall", "per class", "member", "cost", "record"]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure.
+    """Declaration of a figure.
 
     Attributes:
-        name: without split and prefix, as in ``accuracy``.
-        label: for tables and axes.
-        unit: of the stored number; ``%`` marks a share in 0…1 that is shown as a percentage.
-        higher_is_better: None where neither direction is.
-        kind: ``overall`` (one number a split), ``per class`` (a suffix names the class),
-            ``member`` (a suffix names the student or the link of a chain), ``cost`` (of the
-            network, whatever the data), ``record`` (of the training).
-        definition: in one sentence, with its source.
+        name: name without split and prefix, such as ``accuracy``.
+        label: label in tables and on axes.
+        unit: unit of the stored number; ``%`` marks a share in 0…1 shown as a percentage.
+        higher_is_better: the better direction; None if there is none.
+        kind: ``overall`` (one number per split), ``per class`` (a suffix names the class),
+            ``member`` (a suffix names the student, or the link of a chain), ``cost`` (of the
+            network, independent of the data), or ``record`` (of the training).
+        definition: definition in one sentence, with its source.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Figure:
 
 
 class Name(NamedTuple):
-    """The parts of a figure's full name.
+    """Parts of a figure's full name.
 
     Attributes:
         figure: the declaration.
-        split: ``val``, ``test``, or empty for a cost.
-        of_teacher: whether it is the teacher's.
-        suffix: the class, the student or the link it belongs to; empty for most.
+        split: ``train``, ``val``, ``test``, or empty for a cost.
+        of_teacher: whether the figure is the teacher's.
+        suffix: the class, student or link; empty for most figures.
     """
 
     figure: Figure
@@ -55,6 +55,7 @@ class Name(NamedTuple):
     suffix: str
 
 
+# In the order of columns in tables. A new metric is declared here and nowhere else.
 DECLARED = (
     Figure(
         *("accuracy", "accuracy", "%", True, "overall"),
@@ -81,9 +82,10 @@ DECLARED = (
     ),
     Figure(
         *("kl_teacher_t", "KL to teacher at T", "nats", False, "overall"),
-        "The same at the temperature of the training, without the factor T².",
+        "Mean KL(p_t ‖ p_s) at the temperature of the training, without the factor T².",
     ),
     Figure(
+        # No better direction: a faithful student inherits errors, an accurate one does not.
         *("inherited_errors", "inherited errors", "%", None, "overall"),
         "Share of the teacher's errors on which the student predicts the same wrong class.",
     ),
@@ -108,23 +110,24 @@ DECLARED = (
     Figure(
         *("errors_unseen_corrected", "errors on unseen classes, corrected", "samples", False),
         "overall",
-        "Errors among the samples of unseen classes with that bias.",
+        "Errors among the samples of unseen classes once the bias is added.",
     ),
     Figure(
         *("accuracy_corrected", "accuracy, corrected", "%", True, "overall"),
-        "Accuracy with that bias.",
+        "Accuracy once the bias is added.",
     ),
     Figure(
         *("bias", "bias of unseen classes", "", None, "overall"),
-        "The bias itself, chosen on validation data.",
+        "Bias added to the logits of unseen classes, chosen on validation data.",
     ),
+    # Kind "member" repeats some names: with a suffix, the figure belongs to a student or link.
     Figure(
         *("accuracy", "accuracy", "%", True, "member"),
-        "Accuracy of one more student of mutual learning, or of one link of a chain.",
+        "Accuracy of another student in mutual learning, or of a link of a chain.",
     ),
     Figure(
         *("loss", "loss", "nats", False, "member"),
-        "Cross-entropy of one more student of mutual learning.",
+        "Cross-entropy of another student in mutual learning.",
     ),
     Figure(
         *("ensemble_accuracy", "accuracy of all links", "%", True, "overall"),
@@ -133,7 +136,7 @@ DECLARED = (
     Figure(*("parameters", "parameters", "", False, "cost"), "Number of parameters."),
     Figure(
         *("parameters", "parameters", "", False, "member"),
-        "Number of parameters of one more student of mutual learning.",
+        "Number of parameters of another student in mutual learning.",
     ),
     Figure(
         *("bytes", "size", "bytes", False, "cost"), "Memory of parameters and buffers as stored."
@@ -148,7 +151,7 @@ DECLARED = (
     ),
     Figure(
         *("compression", "compression", "×", True, "cost"),
-        "Parameters of the teacher over parameters of the student.",
+        "Number of the teacher's parameters divided by the student's.",
     ),
     Figure(*("seconds", "time", "s", False, "record"), "Duration of the training."),
     Figure(*("epochs", "epochs", "", None, "record"), "Number of epochs trained."),
@@ -159,7 +162,7 @@ _WITH_SUFFIX = [f for f in DECLARED if f.kind in ("per class", "member")]
 
 
 def parse(full_name: str) -> Name | None:
-    """The parts of a figure's full name; None for what is no declared figure.
+    """Split a figure's full name into its parts; None if the figure is not declared.
 
     >>> name = parse("test/teacher_class_accuracy_3")
     >>> name.figure.label, name.split, name.of_teacher, name.suffix
@@ -174,6 +177,7 @@ def parse(full_name: str) -> Name | None:
         name = rest.removeprefix(prefix)
         if not rest.startswith(prefix):
             continue
+        # Exact names first: accuracy_corrected is not the accuracy of a member "corrected".
         if name in _ALONE:
             return Name(_ALONE[name], split, bool(prefix), "")
         for figure in _WITH_SUFFIX:
@@ -183,7 +187,7 @@ def parse(full_name: str) -> Name | None:
 
 
 def show(name: str, value: float) -> str:
-    """A figure's value for people, with its unit.
+    """Format a figure's value with its unit.
 
     >>> show("test/accuracy", 0.97734), show("parameters", 27210), show("val/loss", 0.0812)
     ('97.73 %', '27,210', '0.0812')
@@ -193,13 +197,13 @@ def show(name: str, value: float) -> str:
 
 
 def with_unit(value: float, unit: Unit) -> str:
-    """A number as text, with the sign of its unit where it has one."""
+    """Format a number with the symbol of its unit, if the unit has one."""
     sign = {"%": " %", "×": "×"}.get(unit, "")
     return number(value, unit) + sign
 
 
 def number(value: float, unit: Unit) -> str:
-    """A number as text where the unit is given elsewhere: shares in percent, large ones grouped.
+    """Format a number without its unit: shares in percent, large numbers with separators.
 
     >>> number(0.97734, "%"), number(2078.5, "samples"), number(44.09, "×")
     ('97.73', '2,078.5', '44.1')

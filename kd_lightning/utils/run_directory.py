@@ -1,15 +1,15 @@
-"""What a run directory is: the names of its files, and its facts and figures.
+"""Run directories: the names of their files, and reading their facts and figures.
 
 .hydra/           config.yaml (resolved), overrides.yaml, hydra.yaml
-run.json          facts, flat: what this run is (see :mod:`kd_lightning.runs.record`)
-metrics.json      figures, flat: what came out (see :mod:`kd_lightning.metrics.figures`);
-                  written last, so its presence says that the run is finished
+run.json          facts about the run (see :mod:`kd_lightning.runs.record`)
+metrics.json      figures by name (see :mod:`kd_lightning.metrics.figures`); written last, so
+                  its presence marks the run as finished
 diagnostics.npz   tables for plots, of the best epoch on validation data
 checkpoints/      best.ckpt, last.ckpt
-links/            of a chain: a run directory for each link
+links/            run directories of the links, in a chain's directory
 tensorboard/  metrics.csv  train.log
 
-Nothing heavy is imported here: reports read hundreds of run directories.
+The module imports neither torch nor Lightning, so reports and tables start quickly.
 """
 
 import json
@@ -25,11 +25,11 @@ from kd_lightning.utils.errors import UserError
 CONFIG, FACTS, METRICS = ".hydra/config.yaml", "run.json", "metrics.json"
 DIAGNOSTICS, CURVES, LINKS = "diagnostics.npz", "metrics.csv", "links"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-FORMAT = 1  # of run.json
+FORMAT = 1  # version of run.json; readers reject other versions instead of misreading them
 
 
 class Record(dict[str, Any]):
-    """The content of a JSON file; a missing key is an error of one line that names the file."""
+    """Content of a JSON file; reading a missing key raises a UserError that names the file."""
 
     def __init__(self, file: Path, content: dict[str, Any]) -> None:
         super().__init__(content)
@@ -41,12 +41,12 @@ class Record(dict[str, Any]):
 
 @dataclass(frozen=True, eq=False)
 class RunDirectory:
-    """A run, finished or not.
+    """Facts and figures of a run, finished or not.
 
     Attributes:
-        path: the directory, as the user gave it.
-        facts: ``run.json``.
-        metrics: ``metrics.json``; empty while the run is not finished.
+        path: the directory, as given by the user.
+        facts: content of ``run.json``.
+        metrics: content of ``metrics.json``; empty until the run is finished.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class RunDirectory:
 
     @property
     def role(self) -> str:
-        """``teacher``, ``student``, ``baseline``, or ``control: permuted`` and the like."""
+        """Role of the run: ``teacher``, ``student``, ``baseline`` or ``control: …``."""
         return self.facts["role"]
 
     @property
@@ -67,17 +67,22 @@ class RunDirectory:
         return str(self.facts["seed"])
 
     @property
+    def same_as(self) -> str:
+        """The job of a sweep that trained the same student, which was not trained again."""
+        return str(self.facts.get("same_as") or "")
+
+    @property
     def overrides(self) -> dict[str, str]:
-        """What was typed for this run: value by key."""
+        """Overrides by the user: value by key."""
         return self.facts["overrides"]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What defines its result, apart from the seed: value by dotted key."""
+        """Settings that determine the result, except the seed: value by dotted key."""
         return self.facts["settings"]
 
     def number(self, name: str) -> float | None:
-        """A figure of ``metrics.json``; None where it is missing or not finite."""
+        """Return a figure of ``metrics.json``; None if it is missing or not finite."""
         return finite(self.metrics.get(name))
 
 
@@ -88,17 +93,18 @@ def read_run(
 
     Args:
         path: the directory.
-        convert: gives the facts of a directory that was written before ``run.json`` was.
+        convert: returns the facts of a directory of version 0.1, which has no ``run.json``.
 
     Raises:
-        UserError: if there is no run, or a file of it is damaged.
+        UserError: if the directory contains no run, or a file in it is damaged.
     """
     path = Path(path)
     if (path / FACTS).is_file():
         facts = read_json(path / FACTS)
         if facts.get("format") != FORMAT:
             raise UserError(
-                f"{path / FACTS} has format {facts.get('format')!r}, this version reads {FORMAT}"
+                f"{path / FACTS} has format {facts.get('format')!r}, but this version reads "
+                f"{FORMAT}: use the version of kd_lightning that wrote it"
             )
     elif convert is not None and is_run(path):
         facts = convert(path)
@@ -109,19 +115,24 @@ def read_run(
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was started in a folder, by this version or an earlier one."""
+    """Return whether a folder contains a run of this version or an earlier one."""
+    # Any one file is enough: a job may fail before its facts or figures are written.
     return any((folder / name).is_file() for name in (FACTS, CONFIG, METRICS))
 
 
 def jobs_of(folder: Path) -> list[Path]:
-    """The run directories in a sweep's directory, in the order of their numbers."""
+    """Return the run directories in a sweep's directory, in the order of their numbers."""
+    # By number, since job 10 would precede job 2 in alphabetical order.
     return sorted((p for p in folder.glob("*") if p.is_dir() and is_run(p)), key=_number)
 
 
 def find_checkpoint(path: str | Path, name: str = "best") -> Path:
-    """A checkpoint file: the path itself, or the one of that name in a run directory.
+    """Return the path of a checkpoint.
 
-    Of a chain it is that of its last link.
+    Args:
+        path: a checkpoint file, which is returned unchanged, or a run directory; for a chain,
+            the checkpoint of the last link is returned.
+        name: ``best`` or ``last``.
     """
     path = Path(path)
     if not path.is_dir():
@@ -131,13 +142,14 @@ def find_checkpoint(path: str | Path, name: str = "best") -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        UserError: if the file cannot be read or holds something else.
+        UserError: if the file cannot be read or does not contain an object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    # Deeply nested brackets in a damaged file end in a RecursionError.
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -146,12 +158,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def finite(value: Any) -> float | None:
-    """A number as a float; None for anything else, and for what is not finite."""
+    """Return a finite number as a float; None for anything else."""
+    # bool is a subclass of int, but True is not a figure.
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits is valid JSON
+    except OverflowError:  # JSON allows integers beyond the range of a float
         return None
 
 
