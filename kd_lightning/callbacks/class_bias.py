@@ -60,6 +60,7 @@ class ClassBias(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rows = self._gather()
+        # Chosen again in every epoch; the last validation, of the best epoch, precedes the test.
         self.bias = best_bias(rows) if self.classes else 0.0
         pl_module.log("val/bias", self.bias, sync_dist=True)
         self._log(pl_module, "val", rows)

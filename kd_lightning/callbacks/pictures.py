@@ -96,6 +96,7 @@ class Pictures(L.Callback):
             if isinstance(batch.inputs, Tensor) and len(batch.inputs) == len(outputs["target"]):
                 sheet["inputs"] = batch.inputs
             for name, value in sheet.items():
+                # On the CPU at once: inputs of 1,000 samples may take much memory of a GPU.
                 self._rows[name].append(value[: self.samples - count].float().cpu())
         return count + len(outputs["target"])
 

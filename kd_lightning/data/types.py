@@ -69,6 +69,7 @@ def as_batch(batch: Any) -> Batch:
     )
 
 
+# Plain numbers instead of tensors, since checkpoints and hashes contain the specification.
 class ImageSpec(NamedTuple):
     """Specification of images, from which networks are built and inputs normalised.
 
@@ -106,6 +107,7 @@ class ImageSpec(NamedTuple):
         return cls(**as_tuples)
 
 
+# A protocol, so specifications of other kinds of data need not derive from ImageSpec.
 class Spec(Protocol):
     """Interface of data specifications, such as :class:`ImageSpec`."""
 

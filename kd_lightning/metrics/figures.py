@@ -208,10 +208,11 @@ def number(value: float, unit: Unit) -> str:
     >>> number(0.97734, "%"), number(2078.5, "samples"), number(44.09, "×")
     ('97.73', '2,078.5', '44.1')
     """
-    if unit == "%":
+    if unit == "%":  # two decimals: 0.01 % is one sample of 10,000, the size of MNIST's test set
         return f"{100 * value:.2f}"
     if unit in ("×", "s"):
         return f"{value:.1f}"
+    # Means of counts over seeds are fractions; counts themselves are shown without decimals.
     if unit == "samples" and not float(value).is_integer():
         return f"{value:,.1f}"
     if float(value).is_integer() or abs(value) >= 1000:

@@ -180,6 +180,7 @@ def clearest(rows: Sequence[Row]) -> Row | None:
 
 def adjusted(found: Mapping[K, Difference | None]) -> dict[K, float]:
     """Return the p-values of differences, Holm-adjusted for their number."""
+    # Comparisons of too few seeds have no p-value and do not count: they can claim nothing.
     raw = {key: d.p for key, d in found.items() if d and d.p is not None}
     return dict(zip(raw, holm(list(raw.values())), strict=True))
 

@@ -21,6 +21,7 @@ PLAIN = "ce"  # the option of method= that is always a baseline
 Agrees = Callable[["Group", "Group"], bool]
 
 
+# eq=False here and below: compared and hashed by identity, as groups are keys of dictionaries.
 @dataclass(frozen=True, eq=False)
 class Group:
     """Finished runs that differ only in their seed.

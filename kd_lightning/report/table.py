@@ -70,6 +70,7 @@ class Table:
         def pick(cells: list[str]) -> list[str]:
             return [cell for cell, keep in zip(cells, kept, strict=True) if keep]
 
+        # A plain Table also of a subclass: a narrowed sweep table is only printed.
         columns = [column for column, keep in zip(self.columns, kept, strict=True) if keep]
         return Table(columns, [*map(pick, self.rows)], [*map(pick, self.teachers)])
 

@@ -131,6 +131,7 @@ def _figures_table(report: Report, names: list[str], of_teachers: bool) -> Table
         for t in report.teachers
         if of_teachers
     ]
+    # Teachers without any of the figures get no row.
     columns = [Column("group", kind="name"), *(Column(_header(parsed)) for _, parsed in found)]
     return Table(columns, rows, [cells for cells in teachers if any(cells[1:])])
 
@@ -158,7 +159,7 @@ def runs_table(report: Report) -> Table:
 
 
 def write_figures(report: Report, file: Path) -> None:
-    """Write every figure of every group as CSV, unrounded, for other programs."""
+    """Write every figure of every group as CSV, unrounded, for use by other programs."""
     names = sorted({name for run in report.runs for name in run.metrics})
     # Version 0.1 also wrote the seed and other facts to metrics.json: neither declared nor split.
     names = [name for name in names if parse(name) or "/" in name]

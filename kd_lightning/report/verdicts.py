@@ -50,6 +50,7 @@ def mood(report: Report) -> str:
     lead = report.lead
     told = [lead] if lead and report.has_one_baseline else report.asked
     found = {row.verdict for row in told} & {HELPS, HURTS}
+    # Groups that help beside groups that hurt leave the question open.
     return found.pop() if len(found) == 1 else "open"
 
 
@@ -198,6 +199,7 @@ def notes(report: Report) -> list[str]:
             f"Left out because a later run has the same settings and seed: "
             f"{_paths(report.repeats)}."
         )
+    # Different code may explain a difference between groups, so the reader has to know.
     commits = sorted({str(code) for run in report.runs if (code := run.facts.get("code"))})
     if len(commits) > 1:
         found.append(f"The runs used different versions of the code: {', '.join(commits)}.")
@@ -223,7 +225,7 @@ def _is_partly_paired(row: Row) -> bool:
     delta, baseline = row.difference, row.baseline
     if delta is None or baseline is None or not delta.paired:
         return False
-    return delta.n < max(len(row.group.runs), len(baseline.runs))
+    return delta.n < max(len(row.group.runs), len(baseline.runs))  # some seeds have no partner
 
 
 def _paths(runs: Sequence[RunDirectory]) -> str:

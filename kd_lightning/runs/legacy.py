@@ -44,6 +44,7 @@ def facts_of_old_run(path: Path) -> dict[str, Any]:
         teacher=str(metrics.get("teacher") or ""),
         links=_links(path, config),
     )
+    # Version 0.1 wrote seed and commit to metrics.json, and did not record package versions.
     seed, code = metrics.get("seed", config.get("seed")), str(metrics.get("commit", ""))
     return {**record, "seed": seed, "code": code, "versions": {}}
 

@@ -79,6 +79,7 @@ class FromStore(TeacherSource):
         return order.build()
 
     def find(self, order: Order, net: nn.Module) -> str:
+        # Not in network(): training a missing teacher has to follow the checks.
         home = self.store.find_or_train(order.key(), order.train)
         order.load(net, home)
         return str(home)
@@ -109,6 +110,7 @@ class Untrained(TeacherSource):
     training: any smooth function of the input, or softening of the labels, has the same effect.
     """
 
+    # find() is inherited and returns no name, since there are no trained weights to identify.
     control = "untrained"
 
     def network(self, order: Order) -> nn.Module:

@@ -62,6 +62,7 @@ def apply(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
 
 def size_of(inputs: Inputs) -> int:
     """Return the number of samples, B."""
+    # Any of the tensors will do: all of them have one entry per sample.
     return len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
 
 
