@@ -35,6 +35,10 @@ IRRELEVANT_WARNINGS = (
     r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
 )
 
+PACKAGE = Path(__file__).resolve().parent.parent
+# A wheel contains conf/ inside the package; in a clone it lies beside the package.
+CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
+
 TAKE_A_VALUE = {  # Hydra's flags that are followed by a value
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--experimental-rerun"),
@@ -104,18 +108,47 @@ def arranged(argv: list[str]) -> list[str]:
     # Hydra's parser accepts ``key=value`` arguments in one contiguous block only.
     flags, words = _flags_and_words(argv[1:])
     given = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
-    if not given or given[-1] in ("", "null") or "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ:
         return [argv[0], *flags, *words]
+    if not given or given[-1] in ("", "null"):
+        return [argv[0], *flags, *_compared(words)]
     run_dir = resumed_run(given[-1])
     file = run_dir / ".hydra" / "overrides.yaml"
     if not file.is_file():
         raise UserError(f"resume={given[-1]}: no run was started in {run_dir}")
-    before = [o for o in map(str, OmegaConf.load(file)) if not o.startswith("resume=")]
+    recorded = OmegaConf.load(file)
+    # Hydra writes this file in place: a kill right then leaves it empty, and what would be
+    # resumed is the default run. A run without overrides has an empty list.
+    if not OmegaConf.is_list(recorded):
+        raise UserError(
+            f"resume={given[-1]}: {file} does not record the overrides of the run, which was "
+            "stopped as it began: start it again instead"
+        )
+    before = [o for o in map(str, recorded) if not o.startswith("resume=")]
     # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the
     # run unchanged; runs/directory.py writes the record later.
     settings = [f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null"]
     flags = flags or [part for d in _recorded_dirs(run_dir) for part in ("--config-dir", d)]
     return [argv[0], *flags, *before, *words, *settings]
+
+
+def _compared(words: list[str]) -> list[str]:
+    """Let ``method=`` beside an experiment that compares methods replace the last of them.
+
+    Otherwise ``experiment=compare method=dkd`` would run dkd alone and compare nothing.
+    """
+    experiment = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "")
+    file = CONF / "experiment" / f"{experiment}.yaml"
+    typed = [word for word in words if word.startswith("method=")]
+    if not typed or not file.is_file():
+        return words
+    methods = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.method")
+    if methods is None:
+        return words
+    *others, _ = methods.split(",")
+    own = [name for name in typed[-1].partition("=")[2].split(",") if name not in others]
+    kept = [word for word in words if word not in typed]
+    return [*kept, f"method={','.join([*others, *own])}"]
 
 
 def _flags_and_words(arguments: list[str]) -> tuple[list[str], list[str]]:

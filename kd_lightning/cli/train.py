@@ -12,15 +12,12 @@ import hydra
 from omegaconf import DictConfig
 
 from kd_lightning.cli.console import print_chain, print_run
-from kd_lightning.cli.launch import arranged, find_plugins, quieten, run_job
+from kd_lightning.cli.launch import CONF, arranged, find_plugins, quieten, run_job
 from kd_lightning.runs.chain import LINK, Chain
-from kd_lightning.runs.job import Job
+from kd_lightning.runs.job import Job, record_twin
+from kd_lightning.runs.naming import keep_name, twin_of
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.process import tune_process
-
-PACKAGE = Path(__file__).resolve().parent.parent
-# A wheel contains conf/ inside the package; in a clone it lies beside the package.
-CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -28,8 +25,7 @@ def _hydra_main(cfg: DictConfig) -> float:
     quieten()
     tune_process()
     find_plugins()
-    job = run_chain if cfg.chain else train
-    return run_job(lambda: job(cfg)[cfg.monitor])  # the objective of a sweeper such as Optuna
+    return run_job(lambda: _run(cfg)[cfg.monitor])  # the objective of a sweeper such as Optuna
 
 
 def main() -> None:
@@ -40,6 +36,13 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     _hydra_main()
+
+
+def _run(cfg: DictConfig) -> dict[str, Any]:
+    cfg = keep_name(cfg)
+    if (twin := twin_of(cfg)) is not None:
+        return record_twin(cfg, twin)
+    return run_chain(cfg) if cfg.chain else train(cfg)
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from kd_lightning.modules.base import BaseModule
 from kd_lightning.runs.checkpoints import AtomicCheckpointIO
 from kd_lightning.tasks import Task
 from kd_lightning.teachers.cache import TeacherCache
-from kd_lightning.teachers.sources import FromCheckpoint, NoTeacher, TeacherSource
+from kd_lightning.teachers.sources import FromCheckpoint, FromStore, NoTeacher, TeacherSource
 from kd_lightning.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,14 @@ def build_source(cfg: DictConfig) -> TeacherSource:
         UserError: if ``teacher_ckpt`` is given, but the module takes no teacher.
     """
     takes_teacher = getattr(make(cfg.model).func, "takes_teacher", False)
+    named = make(cfg.teacher_from)
+    if takes_teacher and cfg.teacher_ckpt is not None and not isinstance(named, FromStore):
+        raise UserError(
+            f"teacher_ckpt={cfg.teacher_ckpt} and the teacher_from of this method "
+            f"({type(named).__name__}) name two sources of the teacher: leave out one"
+        )
     if cfg.teacher_ckpt is None:
-        return make(cfg.teacher_from) if takes_teacher else NoTeacher()
+        return named if takes_teacher else NoTeacher()
     if not takes_teacher:
         raise UserError("teacher_ckpt is given, but nothing here learns from a teacher: see model=")
     given = cfg.teacher_ckpt

@@ -41,7 +41,7 @@ from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, wr
 from kd_lightning.runs.teacher import TeacherOrder, publish, shapes_result
 from kd_lightning.teachers.sources import TeacherSource
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.run_directory import find_checkpoint
+from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, read_json
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,16 @@ def facts_of(
         processes=processes,
     )
     return {**record, "teacher_figures": teacher_figures(Path(teacher))} if teacher else record
+
+
+def record_twin(cfg: DictConfig, twin: Path) -> dict[str, Any]:
+    """Record that an earlier job of this sweep trained the same student; return its figures."""
+    record = read_json(twin / FACTS)
+    overrides = parse_overrides(own_overrides(cfg) or [])
+    record |= {"overrides": overrides, "same_as": twin.name}
+    write_facts(Path(cfg.run_dir), record)
+    log.info("job %s has trained the same student: not run again", twin.name)
+    return read_json(twin / METRICS)
 
 
 def run(
