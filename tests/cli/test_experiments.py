@@ -1,4 +1,4 @@
-"""The experiments: each is one command, and what its parts are told is what they should be."""
+"""Tests of the experiments: each is one command, and its jobs differ only where they should."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Command
+from conftest import ROOT, Command, read_facts
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from kd_lightning.runs.build import make
-from kd_lightning.runs.pretrain import teacher_job
+from kd_lightning.data.types import ImageSpec
+from kd_lightning.runs.build import build_source
+from kd_lightning.runs.teacher import TeacherOrder, teacher_job
 
 
 def composed(*arguments: str) -> DictConfig:
@@ -21,7 +22,7 @@ def composed(*arguments: str) -> DictConfig:
 
 
 def jobs_of(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Configuration and figures of the jobs of a sweep, by number."""
+    """Configuration and figures of each job of a sweep, by number."""
     return {
         job.parent.name: (
             yaml.safe_load((job.parent / ".hydra" / "config.yaml").read_text()),
@@ -32,13 +33,13 @@ def jobs_of(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def budget(config: dict[str, Any]) -> list[Any]:
-    """All that decides a student's training but the method and the seed."""
+    """What determines a student's training, apart from method and seed."""
     trainer = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
     parts = [config[name] for name in ("student", "optimizer", "lr_scheduler")]
     return [*parts, trainer, {**config["data"], "seed": None}]
 
 
-def test_the_teacher_of_2015_sees_every_class_jittered() -> None:
+def test_teacher_of_2015_sees_every_class_jittered() -> None:
     job = teacher_job(
         composed("experiment=hinton_2015", "experiment/hinton_2015=without_3", "seed=2")
     )
@@ -59,7 +60,7 @@ def test_the_teacher_of_2015_sees_every_class_jittered() -> None:
         ("only_7_and_8", 0.95, [0, 1, 2, 3, 4, 5, 6, 9]),
     ],
 )
-def test_the_students_of_2015_differ_in_what_they_learn_from(
+def test_students_of_2015_differ_in_what_they_learn_from(
     student: str, alpha: float, left_out: list[int]
 ) -> None:
     job = composed("experiment=hinton_2015", f"experiment/hinton_2015={student}")
@@ -73,7 +74,7 @@ def test_the_students_of_2015_differ_in_what_they_learn_from(
 
 
 @pytest.mark.slow
-def test_the_table_of_2015_is_one_command(command: Command, data_dir: Path, tmp_path: Path) -> None:
+def test_table_of_2015_is_one_command(command: Command, data_dir: Path, tmp_path: Path) -> None:
     done = command(
         *("experiment=hinton_2015", "seed=0", "data.train_fraction=0.02"),
         *("trainer.max_epochs=1", "pretrain.trainer.max_epochs=1"),
@@ -82,13 +83,13 @@ def test_the_table_of_2015_is_one_command(command: Command, data_dir: Path, tmp_
     assert done.returncode == 0, done.stderr
     jobs = jobs_of(tmp_path)
     assert sorted(jobs) == ["0", "1", "2", "3"]
-    assert len({metrics["teacher"] for _, metrics in jobs.values()}) == 1
+    assert len({read_facts(tmp_path / job)["teacher"] for job in jobs}) == 1
     for config, metrics in jobs.values():
         assert metrics["test/errors"] == round((1 - metrics["test/accuracy"]) * 10_000)
         assert metrics["val/errors_corrected"] <= metrics["val/errors"]
         left_out = bool(config["data"]["exclude_classes"])
         assert (metrics["val/bias"] != 0) == (metrics["test/errors_unseen"] > 0) == left_out
-    assert jobs["2"][1]["test/errors_unseen"] <= 1010  # there are no more 3s
+    assert jobs["2"][1]["test/errors_unseen"] <= 1010  # the number of 3s in MNIST's test set
 
 
 @pytest.mark.slow
@@ -102,28 +103,36 @@ def test_controls_give_all_methods_the_same_budget(command: Command, tmp_path: P
     assert len(jobs) == 10
     first, *others = (budget(config) for config, _ in jobs.values())
     assert all(other == first for other in others)
-    taught = {number for number, (_, metrics) in jobs.items() if "teacher" in metrics}
-    assert sorted(set(jobs) - taught) == ["6", "7"]  # the untrained ones
+    facts = {number: read_facts(tmp_path / number) for number in jobs}
+    roles = ["baseline", *(f"control: {c}" for c in ("label_smoothing", "permuted", "untrained"))]
+    expected = [role for role in (*roles, "student") for _ in range(2)]
+    assert [facts[str(n)]["role"] for n in range(10)] == expected
+    assert [facts[str(n)]["seed"] for n in range(10)] == [3, 4] * 5
+    teachers = {number: f["teacher"] for number, f in facts.items()}
+    assert {number for number, teacher in teachers.items() if not teacher} == {"6", "7"}
+    assert len({teacher for teacher in teachers.values() if teacher}) == 1
+    untrained = [jobs[number][1]["test/teacher_accuracy"] for number in "67"]
+    trained = jobs["0"][1]["test/teacher_accuracy"]
+    assert all(accuracy < trained - 0.3 for accuracy in untrained)
 
 
-def test_an_untrained_teacher_knows_nothing_and_follows_the_seed() -> None:
-    from kd_lightning.data.types import DataSpec
-
-    spec = DataSpec((1, 8, 8), 10, (0.0,), (1.0,))
+def test_untrained_teacher_follows_the_seed() -> None:
+    spec = ImageSpec((1, 8, 8), 10, (0.0,), (1.0,))
     config = composed("method=untrained", "data=digits")
-    assert "teacher" not in config.model
+    source, order = build_source(config), TeacherOrder(config, Any, spec, Any)
     weights = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        module = make(config.model)(spec=spec)
-        assert not any(p.requires_grad for p in module.teacher.parameters())
-        weights.append(next(module.teacher.parameters()).clone())
+        net = source.network(order)
+        assert net is not None
+        assert source.find(order, net) == ""
+        weights.append(next(net.parameters()).clone())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
 @pytest.mark.slow
-def test_label_noise_spoils_the_teachers_labels_too(command: Command, tmp_path: Path) -> None:
+def test_label_noise_changes_the_teacher_too(command: Command, tmp_path: Path) -> None:
     done = command(
         *("experiment=label_noise", "data=digits", "data.train_fraction=1", "seed=0"),
         *("trainer.max_epochs=1", "pretrain.trainer.max_epochs=1", "teacher.width=4"),
@@ -133,5 +142,6 @@ def test_label_noise_spoils_the_teachers_labels_too(command: Command, tmp_path: 
     jobs = jobs_of(tmp_path)
     noise = {n: config["data"]["label_noise"] for n, (config, _) in jobs.items()}
     assert sorted(noise.values()) == [0, 0, 0.4, 0.4]
-    teachers = {noise[n]: metrics["teacher"] for n, (_, metrics) in jobs.items()}
-    assert teachers[0] != teachers[0.4]
+    pairs = {(noise[n], read_facts(tmp_path / n)["teacher"]) for n in jobs}
+    assert len(pairs) == 2  # one teacher for each amount of noise
+    assert len({teacher for _, teacher in pairs}) == 2

@@ -1,4 +1,4 @@
-"""``kd-inspect``: what it prints of two networks, and that what it proposes can be pasted."""
+"""Tests of kd-inspect: the tables of both networks, and proposals that can be pasted."""
 
 import shlex
 import subprocess
@@ -26,7 +26,7 @@ SAMPLE = torch.zeros(2, 1, 28, 28)
 def printed(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[str], Path]:
-    """What the command says, and the folder in which it was called."""
+    """The lines that the command prints, and its working directory."""
     folder = tmp_path_factory.mktemp("inspect")
     done = subprocess.run(
         [sys.executable, "-m", "kd_lightning.cli.inspect", "data=digits"],
@@ -40,6 +40,7 @@ def printed(
     return done.stdout.splitlines(), folder
 
 
+@pytest.mark.slow
 def test_both_networks_are_printed_side_by_side(printed: tuple[list[str], Path]) -> None:
     lines, _ = printed
     assert lines[0].split() == ["student:", "StudentCNN", "teacher:", "TeacherCNN"]
@@ -48,12 +49,13 @@ def test_both_networks_are_printed_side_by_side(printed: tuple[list[str], Path])
         *("features.0", "16×26×26", "160", "97.3", "k"),
         *("features.0", "32×26×26", "320", "195", "k"),
     ]
-    student, teacher = (line.split() for line in lines if "the whole" in line)
-    assert student[:5] == ["the", "whole", "27,210", "124", "k"]
-    assert teacher == ["the", "whole", "1,199,882", "12", "M"]
+    student, teacher = (line.split() for line in lines if "total" in line)
+    assert student[:4] == ["total", "27,210", "124", "k"]
+    assert teacher == ["total", "1,199,882", "12", "M"]
 
 
-def test_nothing_is_left_behind(printed: tuple[list[str], Path]) -> None:
+@pytest.mark.slow
+def test_command_writes_no_files(printed: tuple[list[str], Path]) -> None:
     assert list(printed[1].iterdir()) == []
 
 
@@ -67,7 +69,7 @@ def test_multiply_adds_are_those_of_one_sample() -> None:
     assert multiply_adds(strided, torch.zeros(3, 4, 11, 9))[""] == 6 * 4 * 3 * (2 * 5 * 5)
 
 
-def test_on_a_narrow_terminal_one_comes_after_the_other(
+def test_tables_stand_one_below_the_other_on_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nets = StudentCNN((1, 28, 28), 10), TeacherCNN((1, 28, 28), 10)
@@ -82,12 +84,12 @@ def test_on_a_narrow_terminal_one_comes_after_the_other(
 @pytest.mark.parametrize(
     ("count", "text"), [(0, ""), (999, "999"), (97_344, "97.3 k"), (1_179_776, "1.18 M")]
 )
-def test_large_numbers_are_short(count: int, text: str) -> None:
+def test_large_numbers_are_abbreviated(count: int, text: str) -> None:
     assert in_short(count) == text
 
 
 def pasted(line: str) -> Term:
-    """The term that a proposed line makes."""
+    """The term that a proposed line describes."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         method = make(compose("train", shlex.split(line)).method)
     (term,) = method.terms.values()
@@ -95,7 +97,7 @@ def pasted(line: str) -> Term:
 
 
 class Unnamed(nn.Sequential):
-    """Layers whose paths are numbers."""
+    """A network whose layers' paths are numbers."""
 
     def __init__(self, width: int) -> None:
         block = nn.Sequential(nn.Conv2d(1, width, 3, stride=2), nn.ReLU())
@@ -107,7 +109,7 @@ class Unnamed(nn.Sequential):
     ("student", "teacher"),
     [(StudentCNN((1, 28, 28), 10), TeacherCNN((1, 28, 28), 10)), (Unnamed(2), Unnamed(3))],
 )
-def test_each_proposal_is_what_a_method_would_take_by_itself(
+def test_proposals_are_the_layers_that_methods_choose_by_default(
     student: nn.Module, teacher: nn.Module
 ) -> None:
     lines = [line for line in proposals(student, teacher, SAMPLE) if line.startswith("  ")]
@@ -122,7 +124,7 @@ def test_each_proposal_is_what_a_method_would_take_by_itself(
 
 
 @pytest.mark.slow
-def test_a_proposal_runs_when_pasted(
+def test_pasted_proposal_runs(
     printed: tuple[list[str], Path], command: Command, tmp_path: Path
 ) -> None:
     (line,) = (line for line in printed[0] if "method=review" in line)
@@ -134,7 +136,7 @@ def test_a_proposal_runs_when_pasted(
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-def test_networks_without_maps_are_offered_their_embeddings() -> None:
+def test_networks_without_maps_get_proposals_for_embeddings() -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:
             super().__init__()
