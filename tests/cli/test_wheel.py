@@ -1,6 +1,5 @@
-"""The wheel carries the configuration, and its command runs where there is no clone."""
+"""Tests of the wheel: it contains the configuration, and its command runs without a clone."""
 
-import json
 import subprocess
 import sys
 import zipfile
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, read_facts, read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +22,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel as built from this tree."""
+    """The wheel built from this tree."""
     folder = tmp_path_factory.mktemp("wheel")
     build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder)
     run(*build, ROOT, cwd=folder)
@@ -31,14 +30,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
-def test_the_wheel_has_the_package_and_its_configuration(wheel: Path) -> None:
-    tree = {str(p.relative_to(ROOT)) for p in (ROOT / "kd_lightning").rglob("*.py")}
+def test_wheel_contains_package_and_configuration(wheel: Path) -> None:
+    files = (p for p in (ROOT / "kd_lightning").rglob("*") if p.is_file())
+    tree = {str(p.relative_to(ROOT)) for p in files if p.suffix != ".pyc"}
     tree |= {f"kd_lightning/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert names == tree
 
 
-def test_its_command_runs_on_two_processes_outside_the_clone(
+def test_command_runs_on_two_processes_outside_the_clone(
     wheel: Path, digits_run: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
@@ -50,11 +50,12 @@ def test_its_command_runs_on_two_processes_outside_the_clone(
         cwd=elsewhere,
         env={**environment, "PYTHONPATH": str(site)},
     )
-    assert "training the teacher" not in done.stdout  # the clone's is found: same key
+    assert "training the teacher" not in done.stdout  # it is found by the same key as in the clone
     (finished,) = elsewhere.glob("outputs/*/*/metrics.json")
-    metrics = json.loads(finished.read_text())
-    assert metrics["teacher"] == json.loads((digits_run / "metrics.json").read_text())["teacher"]
-    assert metrics["commit"] == ""
+    facts = read_facts(finished.parent)
+    assert facts["teacher"] == read_facts(digits_run)["teacher"]
+    assert (facts["code"], facts["processes"]) == ("", 2)
+    assert read_metrics(finished.parent)["epochs"] == 1
     hydra = yaml.safe_load((finished.parent / ".hydra" / "hydra.yaml").read_text())
     sources = {s["provider"]: s["path"] for s in hydra["hydra"]["runtime"]["config_sources"]}
     assert sources["main"] == str(site / "kd_lightning" / "conf")
