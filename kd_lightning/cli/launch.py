@@ -20,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from kd_lightning.cli.console import print_table
 from kd_lightning.report.sweep import sweep_table
+from kd_lightning.runs.directory import lock
 from kd_lightning.runs.legacy import facts_of_old_run
 from kd_lightning.runs.processes import config_dirs, typed_dirs
 from kd_lightning.utils.errors import UserError
@@ -178,9 +179,20 @@ class Launch(Callback):
     # Checked before Hydra writes there, for an error of one line instead of a traceback.
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _make_folder(config.hydra.run.dir)
+        self._lock(config.hydra.run.dir)  # before Hydra writes its record there
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _make_folder(config.hydra.sweep.dir)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.mode is RunMode.MULTIRUN:
+            self._lock(config.hydra.runtime.output_dir)
+
+    def _lock(self, run_dir: str) -> None:
+        try:
+            self.lock = lock(Path(run_dir))  # released with the next one, or with the process
+        except UserError as error:
+            sys.exit(f"error: {error}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table of the sweep; exit with code 1 if a job failed."""

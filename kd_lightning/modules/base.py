@@ -1,6 +1,7 @@
 """Base LightningModule: batches, optimizer, logging by step, evaluation by epoch."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -57,6 +58,9 @@ class BaseModule(L.LightningModule):
         self.diagnostics: Diagnostics | None = None  # created for each thorough evaluation
         self.tables: dict[str, Tensor] = {}  # for plots, from the last thorough validation
         self.step_terms = StepTerms()
+        self._earlier_seconds = 0.0  # of the legs before a resumption
+        self._started: float | None = None
+        self._resumed_with: list[str] | None = None  # classes of optimizers in a checkpoint
         self.progress = 0.0  # epochs trained so far; 2.5 is the middle of the third
         example = self.task.example()
         if example is not None:
@@ -138,6 +142,25 @@ class BaseModule(L.LightningModule):
         """
         logits = self.task.rows(self(batch.inputs), batch.target)
         return {"logits": logits, "target": self.task.rows(batch.target, batch.target)}
+
+    @property
+    def seconds(self) -> float:
+        """Training time, over all legs of a resumed run; a leg counts up to its last checkpoint."""
+        now = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._earlier_seconds + now
+
+    def on_train_start(self) -> None:
+        found = [type(optimizer).__name__ for optimizer in self.trainer.optimizers]
+        # torch loads the state of one optimizer into another and fails at the first step.
+        if self._resumed_with not in (None, found):
+            raise UserError(
+                f"the checkpoint was trained with {', '.join(self._resumed_with or ())}, not with "
+                f"{', '.join(found)}: resume with the same optimizer="
+            )
+        self._started = time.perf_counter()
+
+    def on_train_end(self) -> None:
+        self._earlier_seconds, self._started = self.seconds, None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch)
@@ -257,11 +280,18 @@ class BaseModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the network's name and data specification, as plain values."""
         checkpoint["network"] = self.network_name
+        checkpoint["seconds"] = self.seconds
+        checkpoint["optimizers"] = [type(o).__name__ for o in self.trainer.optimizers]
         checkpoint.update(self.task.plain())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Set the progress of schedules to the end of the checkpoint's epoch."""
         self.progress = checkpoint["epoch"] + 1.0
+        # Only where training resumes: a validation of the best weights has its own trainer state,
+        # and load_from_checkpoint has no trainer.
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._earlier_seconds = checkpoint.get("seconds", 0.0)
+            self._resumed_with = checkpoint.get("optimizers")
 
 
 class StepTerms:

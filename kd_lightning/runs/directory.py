@@ -2,18 +2,45 @@
 
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_atomically, write_text
 from kd_lightning.utils.run_directory import CONFIG, DIAGNOSTICS, LAST, METRICS
 
 OVERRIDES = ".hydra/overrides.yaml"
+LOCK = ".hydra/.lock"  # hidden, because it stays: deleting it could let two processes in
+
+
+def lock(run_dir: Path) -> FileLock | None:
+    """Keep other runs out of a run directory; two would mix their files.
+
+    The system releases the lock when a process ends, however it ends, so a stale lock file is no
+    obstacle. The other processes of a DDP job, for which this is None, share the first one's.
+
+    Raises:
+        UserError: if another process is using the directory.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return None
+    (run_dir / LOCK).parent.mkdir(parents=True, exist_ok=True)
+    found = FileLock(run_dir / LOCK)
+    try:
+        found.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process is using the run directory {run_dir}: wait for it, or choose "
+            "another hydra.run.dir="
+        ) from error
+    return found
 
 
 def start_anew(run_dir: Path) -> None:

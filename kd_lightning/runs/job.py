@@ -6,7 +6,6 @@ checked against one another before a teacher is trained.
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +40,7 @@ from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, wr
 from kd_lightning.runs.teacher import TeacherOrder, publish, shapes_result
 from kd_lightning.teachers.sources import TeacherSource
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, read_json
+from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, finite, read_json
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +64,9 @@ class Job:
         Raises:
             UserError: if the configuration is invalid; raised before a teacher is trained.
         """
+        if is_already_finished(cfg):
+            log.info("%s is already finished; trainer.max_epochs= can extend it", cfg.run_dir)
+            return read_json(Path(cfg.run_dir) / METRICS)
         profiler = PhaseProfiler() if cfg.profile else Unprofiled()
         with profiler.profile("data_next"):
             data = build_data(cfg)
@@ -77,12 +79,15 @@ class Job:
         checkpoint = checkpoint_to_resume(cfg, module)
         with one_job():
             record = facts_of(cfg, module, source, teacher, trainer.world_size)
-            if trainer.is_global_zero:
-                if not cfg.resume:
-                    start_anew(Path(cfg.run_dir))
-                write_config(Path(cfg.run_dir), cfg, own_overrides(cfg))
+            recorder = Recorder(cfg, record)
+            if cfg.resume:
+                # Not before the checkpoint is restored: a resumption that fails there, as with
+                # another optimizer, must leave a directory that can still be resumed.
+                trainer.callbacks.insert(0, recorder)  # pyright: ignore[reportAttributeAccessIssue]
+            elif trainer.is_global_zero:
                 # Before training, so reports can name a run that failed or is still running.
-                write_facts(Path(cfg.run_dir), record)
+                start_anew(Path(cfg.run_dir))
+                recorder.write()
             metrics = run(cfg, trainer, module, data, checkpoint)
             if trainer.is_global_zero:
                 finish(cfg, trainer, record, metrics)
@@ -90,6 +95,32 @@ class Job:
                     publish(cfg, data, trainer.world_size)
                 self.finished(Path(cfg.run_dir), _summary(profiler))
         return metrics
+
+
+class Recorder(L.Callback):
+    """Writes what a run is, at the latest when training starts."""
+
+    def __init__(self, cfg: DictConfig, record: dict[str, Any]) -> None:
+        self.cfg, self.record, self.is_written = cfg, record, False
+
+    # After on_train_start, in which the module compares the checkpoint with its optimizer.
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and not self.is_written:
+            self.write()
+
+    def write(self) -> None:
+        """Write the resolved configuration, the overrides and the facts."""
+        write_config(Path(self.cfg.run_dir), self.cfg, own_overrides(self.cfg))
+        write_facts(Path(self.cfg.run_dir), self.record)
+        self.is_written = True
+
+
+def is_already_finished(cfg: DictConfig) -> bool:
+    """Whether a resumed run has its figures and no epochs are left to train."""
+    file, most = Path(cfg.run_dir) / METRICS, cfg.trainer.max_epochs
+    if not cfg.resume or not file.is_file() or most is None or most < 0:
+        return False
+    return (finite(read_json(file).get("epochs")) or 0) >= most
 
 
 def prepare(
@@ -161,10 +192,9 @@ def run(
     checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Fit, validate the best checkpoint, and test once."""
-    start = time.perf_counter()
     # weights_only on each load: a checkpoint from elsewhere must not run code.
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    seconds = time.perf_counter() - start
+    seconds = module.seconds
     # Empty if no checkpoint was saved, as under fast_dev_run: the final weights are evaluated.
     best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
     with unlogged(trainer):

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,8 @@ from kd_lightning.utils.run_directory import (
     find_checkpoint,
     read_run,
 )
+
+PREDICTED_AT_ONCE = 256  # images, so that any number of them fits into memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,29 +48,70 @@ class Run(RunDirectory):
     spec: ImageSpec
 
     @torch.inference_mode()
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor | np.ndarray) -> Tensor:
         """Return class probabilities of images.
 
         Args:
-            images: uint8, N×C×H×W, or N×H×W if C = 1.
+            images: uint8, a tensor or an array, of the shape the run was trained on: one image or
+                N of them, channels first or last, or without channels if C = 1.
 
         Returns:
             Probabilities, N×K.
 
         Raises:
             TypeError: if the images are not uint8.
-            UserError: if the run does not record how its data were normalised.
+            UserError: if their shape does not fit or fits in several ways, or the run does not
+                record how its data were normalised.
         """
+        x = torch.as_tensor(images)
         # Floats are rejected, because nothing shows whether they lie in 0…1 or 0…255.
-        if images.dtype != torch.uint8:
-            raise TypeError(f"predict takes uint8 images, got {images.dtype}")
+        if x.dtype != torch.uint8:
+            raise TypeError(f"predict takes uint8 images, got {x.dtype}")
         if not self.spec.mean:
             raise UserError(
                 "the data of this run did not say how they are normalised: call run.network on "
                 "inputs as your datamodule returns them"
             )
-        images = images.reshape(-1, *self.spec.input_shape)
-        return self.network(Normalizer(self.spec)(images.float())).softmax(dim=1)
+        parts = channels_first(x, self.spec.input_shape).split(PREDICTED_AT_ONCE)
+        normalize = Normalizer(self.spec)
+        return torch.cat([self.network(normalize(part.float())) for part in parts]).softmax(dim=1)
+
+
+def channels_first(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images in any usual layout as N×C×H×W.
+
+    Args:
+        images: one image or several, C×H×W, H×W×C, or H×W if C = 1.
+        shape: (C, H, W).
+
+    Raises:
+        UserError: if no layout fits, or several do and give different images.
+
+    >>> channels_first(torch.zeros(5, 28, 28), (1, 28, 28)).shape
+    torch.Size([5, 1, 28, 28])
+    """
+    c, h, w = shape
+    layouts = [((c, h, w), (0, 1, 2)), ((h, w, c), (2, 0, 1))]
+    layouts += [((h, w), ())] if c == 1 else []
+    found: list[Tensor] = []
+    for layout, order in layouts:
+        if tuple(images.shape[-len(layout) :]) != layout or images.dim() - len(layout) not in (
+            0,
+            1,
+        ):
+            continue
+        many = images.reshape(-1, *layout)
+        as_first = many.permute(0, *(1 + i for i in order)) if order else many[:, None]
+        # One channel, last or first, is the same image.
+        if not any(torch.equal(as_first, other) for other in found):
+            found.append(as_first)
+    if len(found) == 1:
+        return found[0]
+    problem = "fit no layout" if not found else "fit several layouts"
+    raise UserError(
+        f"images of shape {tuple(images.shape)} {problem}: this run takes N×{c}×{h}×{w} or "
+        f"N×{h}×{w}×{c}" + (f", or N×{h}×{w}" if c == 1 else "")
+    )
 
 
 def load_run(path: str | Path, checkpoint: str = "best") -> Run:

@@ -1,0 +1,81 @@
+"""Tests that a run's files survive: resumed twice, refused, or shared by two processes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Command
+
+pytestmark = pytest.mark.slow
+
+QUICK = ("data=digits", "trainer.max_epochs=2", "data.train_fraction=0.3", "method=ce")
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    """What a resumption could change, without logs."""
+    files = [p for p in run_dir.rglob("*") if p.is_file() and "tensorboard" not in p.parts]
+    return {str(p): p.read_bytes() for p in files if p.name not in ("train.log", "metrics.csv")}
+
+
+@pytest.fixture(scope="module")
+def run_dir(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lost") / "run"
+    done = command(*QUICK, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_resuming_a_finished_run_changes_nothing(command: Command, run_dir: Path) -> None:
+    before = contents(run_dir)
+    done = command(f"resume={run_dir}")
+    assert done.returncode == 0, done.stderr
+    assert "is already finished" in done.stdout
+    assert contents(run_dir) == before
+
+
+def test_a_refused_resumption_changes_nothing_and_can_be_repeated(
+    command: Command, run_dir: Path
+) -> None:
+    before = contents(run_dir)
+    refused = command(f"resume={run_dir}", "optimizer=sgd", "trainer.max_epochs=3")
+    assert refused.returncode == 1
+    assert "trained with Adam, not with SGD" in refused.stderr
+    assert contents(run_dir) == before
+    seconds = json.loads((run_dir / "metrics.json").read_text())["seconds"]
+    done = command(f"resume={run_dir}", "trainer.max_epochs=4")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["epochs"] == 4
+    assert metrics["seconds"] > seconds  # of both legs together
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(
+    command: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = [*QUICK, "trainer.max_epochs=500", f"hydra.run.dir={tmp_path / 'run'}"]
+    first = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        started = tmp_path / "run" / "run.json"
+        for _ in range(600):
+            if started.is_file():
+                break
+            time.sleep(0.1)
+        overrides = (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text()
+        second = command(*QUICK, f"hydra.run.dir={tmp_path / 'run'}")
+        assert second.returncode == 1
+        assert "another process is using the run directory" in second.stderr
+        assert (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text() == overrides
+    finally:
+        first.kill()
+        first.wait()
+    # The lock of a killed process is no obstacle.
+    done = command(*QUICK, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
