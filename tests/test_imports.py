@@ -135,6 +135,7 @@ def test_only_the_command_line_prints() -> None:
     assert printing == {"cli"}
 
 
+@pytest.mark.slow  # a process for each
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

@@ -1,7 +1,7 @@
 """Checkpoint files, written atomically and read without executing code."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_atomically
+
+# Where other programs keep the weights in a checkpoint, and what wraps their names.
+USUAL_KEYS = ("state_dict", "model_state_dict", "model")
+WRAPPERS = ("module.", "_orig_mod.")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -74,12 +78,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def network_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights of a checkpoint's network, without the prefix of the module.
 
-    A plain state dict, as saved by ``torch.save(net.state_dict(), …)``, is returned unchanged.
+    A checkpoint of another program may hold them under one of :data:`USUAL_KEYS`, with the
+    prefixes of DataParallel or ``torch.compile``; or it is a plain state dict itself.
     """
-    state = checkpoint.get("state_dict", checkpoint)
+    state = next((checkpoint[k] for k in USUAL_KEYS if _is_mapping(checkpoint.get(k))), checkpoint)
     prefix = f"{checkpoint['network']}." if "network" in checkpoint else ""
-    named = {str(k): v for k, v in state.items()} if isinstance(state, Mapping) else {}
-    return {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
+    named = {str(k): v for k, v in state.items()}
+    found = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
+    while wrapper := next((w for w in WRAPPERS if found and _all_start(found, w)), None):
+        found = {k.removeprefix(wrapper): v for k, v in found.items()}
+    return found
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _all_start(names: Iterable[str], prefix: str) -> bool:
+    return all(name.startswith(prefix) for name in names)
 
 
 def load_network(net: nn.Module, path: str | Path, option: str) -> nn.Module:

@@ -37,7 +37,7 @@ from kd_lightning.runs.directory import (
 )
 from kd_lightning.runs.processes import chosen_options, one_job, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
-from kd_lightning.runs.teacher import TeacherOrder, publish, shapes_result
+from kd_lightning.runs.teacher import TeacherOrder, measure_teacher, publish, shapes_result
 from kd_lightning.teachers.sources import TeacherSource
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, finite, read_json
@@ -74,8 +74,10 @@ class Job:
         trainer = build_trainer(cfg, profiler)
         with profiler.profile("find_teacher"):
             teacher = find_weights(module, source, order)
-        if isinstance(module, DistillationModule) and module.teacher is not None:
-            _watch(profiler, module.teacher)
+            if isinstance(module, DistillationModule) and module.teacher is not None:
+                if not source.control and "LOCAL_RANK" not in os.environ:
+                    measure_teacher(module, data, trainer.strategy.root_device)
+                _watch(profiler, module.teacher)
         checkpoint = checkpoint_to_resume(cfg, module)
         with one_job():
             record = facts_of(cfg, module, source, teacher, trainer.world_size)

@@ -9,18 +9,16 @@ settings, and jobs that therefore train the same student as an earlier one are n
 import logging
 import os
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.runs.build import make
 from kd_lightning.runs.directory import plain
-from kd_lightning.runs.processes import chosen_options
+from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import settings_of
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import FACTS, METRICS, read_json
@@ -34,12 +32,6 @@ IS = {  # what a run of a role is, for messages
     "control: permuted": "has a teacher whose wrong classes are permuted",
     "control: untrained": "has an untrained teacher",
 }
-
-
-@cache
-def own_config(method: str) -> DictConfig:
-    """The configuration with nothing but a method chosen."""
-    return compose("train", [f"method={method}", "run_dir=."])
 
 
 def role_of(cfg: DictConfig) -> str:
@@ -61,7 +53,7 @@ def keep_name(cfg: DictConfig) -> DictConfig:
     method = chosen_options().get("method")
     if not method or cfg.model._target_ == TEACHER or cfg.chain:
         return cfg
-    own = own_config(method)
+    own = option_alone("method", method)
     if own.model._target_ != cfg.model._target_:
         if method == "mutual":
             raise UserError("method=mutual needs model=mutual: leave out model=")

@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch.distributed
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
@@ -65,6 +67,12 @@ def chosen_options() -> dict[str, str | None]:
         return {}
     choices = HydraConfig.get().runtime.choices
     return {str(k): v if v is None else str(v) for k, v in choices.items() if "hydra/" not in k}
+
+
+@cache
+def option_alone(group: str, option: str) -> DictConfig:
+    """Return the configuration with this one option chosen and nothing else overridden."""
+    return compose("train", [f"{group}={option}", "run_dir=."])
 
 
 def config_dirs() -> list[str]:

@@ -94,6 +94,10 @@ def settings_of(
     # left out: see shapes_result() in runs/teacher.py.
     options = {k: v for k, v in named.items() if k.partition(".")[0] in sections}
     options.pop("callbacks", None)
+    if "teacher_from.path" in flat:  # teacher_ckpt= is short for it
+        flat["teacher_ckpt"] = flat.pop("teacher_from.path")
+    if "teacher_ckpt" in flat:
+        options["teacher_from"] = "checkpoint"
     found = {**flat, **{k: v for k, v in options.items() if not k.startswith(REPEATED)}}
     if role in TAUGHT_BY_NOBODY:
         found = {k: v for k, v in found.items() if not k.startswith(MOOT_WITHOUT_TEACHER)}

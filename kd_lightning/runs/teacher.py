@@ -6,6 +6,7 @@ section ``pretrain``, in a run directory inside the store.
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,22 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_object
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from kd_lightning import __version__
-from kd_lightning.data.types import ImageSpec, Spec
-from kd_lightning.nets.ensemble import Ensemble
+from kd_lightning.data.types import ImageSpec, Spec, as_batch
+from kd_lightning.metrics.figures import show
+from kd_lightning.modules import DistillationModule
+from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.runs.build import build_data
 from kd_lightning.runs.checkpoints import load_network, read_checkpoint
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.load import load_run, untrained
+from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import INCIDENTAL
+from kd_lightning.teachers.cache import run_teacher
 from kd_lightning.teachers.sources import FromStore
 from kd_lightning.teachers.store import teacher_key
 from kd_lightning.utils.errors import UserError
@@ -125,6 +131,44 @@ class TeacherOrder:
             )
 
 
+def measure_teacher(
+    module: DistillationModule, data: L.LightningDataModule, device: torch.device
+) -> dict[str, float]:
+    """Accuracy and loss of a module's teacher on validation data, before the student trains.
+
+    A warning says where it is of no use: weights of another normalisation or order of classes
+    load without an error, and their student would only look badly taught.
+    """
+    assert module.teacher is not None
+    prepared: Any = getattr(data, "prepared", None)
+    cached = module.cache.outputs(module.teacher, prepared("val"), device) if prepared else None
+    module.teacher.to(device)
+    evaluation, classes = None, 0
+    with isolate_rng(), torch.inference_mode():  # a loader draws a seed
+        for given in data.val_dataloader():
+            batch = as_batch(data.on_after_batch_transfer(given, 0))
+            if cached is not None and batch.index is not None:
+                z = cached.read(batch.index, 0)["logits"]
+            else:
+                z = run_teacher(module.teacher, batch.inputs)["logits"].cpu()
+            z = mean_probabilities(module.task.rows(z, batch.target))
+            classes = z.shape[-1]
+            evaluation = evaluation or module.task.evaluation(classes, with_teacher=False)
+            evaluation.update(z, module.task.rows(batch.target, batch.target))
+    if evaluation is None:
+        return {}
+    found = {name: float(value) for name, value in evaluation.result().items()}
+    text = ", ".join(f"{name} {show(f'val/{name}', value)}" for name, value in found.items())
+    log.info("teacher on validation data: %s", text)
+    if found.get("accuracy", 1.0) < 2 / classes or found.get("loss", 0.0) > math.log(classes):
+        log.warning(
+            "this teacher is hardly better than chance (%.3g %% accuracy, loss %.3g): check its "
+            "checkpoint, and whether it was trained on images normalised like these",
+            *(100 / classes, math.log(classes)),
+        )
+    return found
+
+
 def publish(cfg: DictConfig, data: L.LightningDataModule, world_size: int) -> None:
     """Copy a finished teacher's run into the store, for other jobs to use."""
     FromStore(cfg.teacher_store).store.publish(key_of(cfg, data, world_size), Path(cfg.run_dir))
@@ -142,6 +186,14 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
         else:
             OmegaConf.update(job, name, values[name])  # those in a value, to the student's
     job.teacher_ckpt = None
+    # A sweep over the student's batch size must not train another teacher for each value.
+    data = chosen_options().get("data")
+    if (
+        data
+        and "batch_size" in job.data
+        and OmegaConf.select(cfg, "pretrain.data.batch_size") is None
+    ):
+        job.data.batch_size = option_alone("data", data).data.batch_size
     return job
 
 

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kd_lightning.cli.launch import CONF, arranged
-from kd_lightning.runs.naming import keep_name, own_config
+from kd_lightning.runs.naming import keep_name
 from kd_lightning.utils.errors import UserError
 
 QUICK = ("data=digits", "trainer.max_epochs=1", "data.train_fraction=0.2")
@@ -22,7 +22,6 @@ def kept(*typed: str) -> DictConfig:
         words = ["data=digits", "run_dir=here", "hydra.mode=RUN", *typed]
         cfg = compose("train", words, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        own_config.cache_clear()
         return keep_name(cfg)
 
 

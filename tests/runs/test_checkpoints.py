@@ -184,3 +184,18 @@ def test_a_flipped_bit_in_a_weight_is_refused(tmp_path: Path, place: float) -> N
     assert torch.load(file, weights_only=True)  # torch itself does not notice
     with pytest.raises(UserError, match="is damaged"):
         read_checkpoint(file)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_other_programs_are_unwrapped(key: str | None, prefix: str) -> None:
+    weights = {"0.weight": torch.ones(2), "0.bias": torch.zeros(1)}
+    wrapped = {f"{prefix}{name}": w for name, w in weights.items()}
+    found = network_state({key: wrapped, "epoch": 3} if key else wrapped)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], w) for name, w in weights.items())
+
+
+def test_a_network_with_a_part_called_module_keeps_its_names() -> None:
+    weights = {"module.weight": torch.ones(2), "head.weight": torch.ones(2)}
+    assert network_state(weights).keys() == weights.keys()
