@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from kd_lightning.nets.mlp import MLP
-from kd_lightning.runs.checkpoints import AtomicCheckpointIO, load_network, read_checkpoint
+from kd_lightning.runs.checkpoints import (
+    AtomicCheckpointIO,
+    load_network,
+    network_state,
+    read_checkpoint,
+)
 from kd_lightning.utils.errors import UserError
 
 SHAPE = (1, 4, 4)
