@@ -84,10 +84,7 @@ class Objective(nn.Module):
             if hard_weight is None
             else _weight("hard_weight", hard_weight, "weight of the labels")
         )
-        if ensemble not in MEANS:
-            raise UserError(f"method.ensemble must be one of {', '.join(MEANS)}, got {ensemble}")
-        if not 0 <= label_smoothing <= 1:
-            raise UserError(f"method.label_smoothing must lie in 0…1, got {label_smoothing}")
+        _check_options(ensemble, label_smoothing)
         self.mean_of_teachers, self.label_smoothing = MEANS[ensemble], label_smoothing
         self.response = bare(response)
         # Arguments are passed by name, so a user's loss declares only those that it uses.
@@ -281,6 +278,13 @@ class Objective(nn.Module):
         given = {"z_s": z_s, "z_t": z_t, "temperature": temperature, "target": target}
         given["index"] = index
         return self.response(**{k: v for k, v in given.items() if k in self._response_takes})
+
+
+def _check_options(ensemble: str, label_smoothing: float) -> None:
+    if ensemble not in MEANS:
+        raise UserError(f"method.ensemble must be one of {', '.join(MEANS)}, got {ensemble}")
+    if not 0 <= label_smoothing <= 1:
+        raise UserError(f"method.label_smoothing must lie in 0…1, got {label_smoothing}")
 
 
 def _no_index(what: str) -> UserError:
