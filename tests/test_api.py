@@ -288,6 +288,18 @@ def test_crd_runs_on_dictionaries_with_an_index(samples: TensorDataset) -> None:
     assert moved.all()
 
 
+def test_batches_may_be_collated_by_torch(samples: TensorDataset) -> None:
+    collated = next(iter(DataLoader([Batch(*samples[i], i) for i in range(8)], batch_size=4)))
+    batch = as_batch(collated)
+    assert batch.share == 1.0
+    assert batch.index is not None
+    assert batch.index.tolist() == [0, 1, 2, 3]
+    trainer().fit(
+        DistillationModule(network(4), network(8)),
+        DataLoader([Batch(*samples[i], i) for i in range(8)], batch_size=4),
+    )
+
+
 def test_our_datamodules_switch_the_cache_on() -> None:
     data = DigitsDataModule(train_fraction=0.2, batch_size=64)
     ran = 0

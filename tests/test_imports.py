@@ -168,5 +168,7 @@ def test_public_names_are_there() -> None:
     for name in kd_lightning.__all__:
         assert getattr(kd_lightning, name).__name__.rpartition(".")[2] == name
         assert name in dir(kd_lightning)
+    assert issubclass(kd_lightning.transfer.FitNet, kd_lightning.transfer.Term)
+    assert callable(kd_lightning.losses.soft_targets)
     with pytest.raises(AttributeError, match="no attribute 'Teacher'"):
         kd_lightning.Teacher  # noqa: B018

@@ -54,7 +54,9 @@ def as_batch(batch: Any) -> Batch:
     dict_keys(['input_ids'])
     """
     if isinstance(batch, Batch):
-        return batch
+        # torch's default collation makes a tensor of the shares of all samples, which are equal.
+        share = batch.share
+        return batch._replace(share=float(share[0])) if isinstance(share, Tensor) else batch
     if isinstance(batch, Mapping) and "labels" in batch:
         # A copy, because callbacks receive the original dictionary after the step.
         rest = dict(batch)

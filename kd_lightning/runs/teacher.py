@@ -212,6 +212,7 @@ def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str
         "model": model,
         "trainer": {k: v for k, v in trainer.items() if k not in INCIDENTAL},
         "seed": job.seed,
+        "task": plain(job.task),
         "data": [_content(job, data), getattr(data, "batch_size", None), world_size],
         "version": __version__,
         "code": sources([get_object(model["net"]["_target_"]).__module__]),
