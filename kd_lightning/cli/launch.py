@@ -1,13 +1,15 @@
 """Launching jobs with Hydra: readable errors, resuming, and the table of a sweep."""
 
+import contextlib
 import logging
 import math
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -18,12 +20,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from kd_lightning.cli.console import print_table
+from kd_lightning.cli.console import print_line, print_table
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.runs.directory import lock
 from kd_lightning.runs.legacy import facts_of_old_run
 from kd_lightning.runs.processes import config_dirs, typed_dirs
-from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.errors import Interrupted, UserError
+from kd_lightning.utils.files import write_text
 
 # Warnings of Lightning and torch that do not apply: a frozen teacher is in evaluation mode on
 # purpose, data in memory need no workers, and the last step of an epoch is always logged.
@@ -39,6 +42,9 @@ IRRELEVANT_WARNINGS = (
 PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel contains conf/ inside the package; in a clone it lies beside the package.
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
+
+ERROR = "error.txt"  # in the directory of a failed job of a sweep
+INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 TAKE_A_VALUE = {  # Hydra's flags that are followed by a value
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
@@ -58,23 +64,48 @@ def run_job(job: Callable[[], float]) -> float:
     """Run one job, and print errors that the user can correct in one line.
 
     A single job then exits with code 1. In a sweep the failed job returns NaN, the other jobs
-    continue, and the sweep exits with code 1 after printing its table.
+    continue, even after a bug, and the sweep exits with code 1 after printing its table. Ctrl-C
+    ends a run, or a whole sweep, with code 130.
     """
     try:
         return job()
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        _stop(str(interruption) or "interrupted")
     except Exception as error:
         message = explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        mode = HydraConfig.get().mode
+        if message is None and mode is not RunMode.MULTIRUN:
+            raise
+        if message is None:  # a bug, or a full disk: the other jobs may be spared
+            trace = "".join(traceback.format_exception(error))
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            _note("traceback.txt", trace)
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"error: {message}", file=sys.stderr, flush=True)
         if "LOCAL_RANK" in os.environ:
             # Code 0, because Lightning kills rank 0 as soon as another rank fails, and rank 0
             # must still report the error.
             sys.exit(0)
-        if HydraConfig.get().mode is RunMode.RUN:
+        if mode is RunMode.RUN:
             sys.exit(1)
+        _note(ERROR, message)
         return math.nan  # a sweeper's objective; an exception would end the whole sweep
+
+
+def _stop(what: str) -> NoReturn:
+    """End the process after Ctrl-C, with the command that continues the run."""
+    if "LOCAL_RANK" not in os.environ:
+        run_dir = HydraConfig.get().runtime.output_dir
+        print(f"{what}; resume with: python train.py 'resume={run_dir}'", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def _note(name: str, text: str) -> None:
+    """Leave a text in the directory of a failed sweep job, where that is possible."""
+    with contextlib.suppress(OSError):
+        write_text(Path(HydraConfig.get().runtime.output_dir) / name, f"{text}\n")
 
 
 def explain(error: BaseException | None) -> str | None:
@@ -200,6 +231,10 @@ class Launch(Callback):
         table = sweep_table(folder, convert=facts_of_old_run)
         print_table(table)
         table.write(folder)
+        for job in table.failed:
+            file = folder / job / ERROR
+            reason = file.read_text().strip() if file.is_file() else "see its train.log"
+            print_line(f"job {job} failed: {reason}")
         if table.failed:
             sys.exit(f"error: {len(table.failed)} of {len(table.rows)} jobs failed; see above")
 

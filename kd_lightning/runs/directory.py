@@ -46,7 +46,7 @@ def lock(run_dir: Path) -> FileLock | None:
 def start_anew(run_dir: Path) -> None:
     """Prepare a directory for a new run in place of an older one."""
     # metrics.json would mark the new run as finished, and last.ckpt would be resumed from.
-    for name in (METRICS, LAST):
+    for name in (METRICS, LAST, "error.txt", "traceback.txt"):
         (run_dir / name).unlink(missing_ok=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 
@@ -39,7 +40,7 @@ from kd_lightning.runs.processes import chosen_options, one_job, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.runs.teacher import TeacherOrder, measure_teacher, publish, shapes_result
 from kd_lightning.teachers.sources import TeacherSource
-from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.errors import Interrupted, UserError
 from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, finite, read_json
 
 log = logging.getLogger(__name__)
@@ -195,7 +196,12 @@ def run(
 ) -> dict[str, Any]:
     """Fit, validate the best checkpoint, and test once."""
     # weights_only on each load: a checkpoint from elsewhere must not run code.
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        raise Interrupted(f"interrupted in epoch {trainer.current_epoch}") from error
     seconds = module.seconds
     # Empty if no checkpoint was saved, as under fast_dev_run: the final weights are evaluated.
     best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None

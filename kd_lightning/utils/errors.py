@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can correct."""
+"""Exceptions: for mistakes that the user can correct, and for an interrupted training."""
 
 
 class UserError(ValueError):
@@ -9,3 +9,7 @@ class UserError(ValueError):
     """
 
     # A ValueError, so that users of the Python API catch it without knowing this class.
+
+
+class Interrupted(Exception):
+    """Training was stopped with Ctrl-C; the message says in which epoch."""

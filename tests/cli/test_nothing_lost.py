@@ -1,6 +1,8 @@
 """Tests that a run's files survive: resumed twice, refused, or shared by two processes."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -79,3 +81,49 @@ def test_a_directory_in_use_is_refused_and_left_alone(
     # The lock of a killed process is no obstacle.
     done = command(*QUICK, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_says_how_to_resume(environment: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [*QUICK, "trainer.max_epochs=500", f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (folder / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (line,) = [line for line in said.splitlines() if "resume" in line]
+    assert re.fullmatch(rf"interrupted in epoch \d+; resume with: .* 'resume={folder}'", line)
+
+
+BUG = "def buggy(z_s, z_t):\n    raise ZeroDivisionError('division by a bug')\n"
+
+
+def test_a_bug_in_one_job_leaves_the_others_running(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "bugs.py").write_text(BUG)
+    method = "defaults:\n  - kd\n  - _self_\nresponse:\n  _target_: bugs.buggy\n"
+    (tmp_path / "mine" / "method" / "buggy.yaml").write_text(method)
+    sweep = tmp_path / "sweep"
+    done = command(
+        *("-m", "--config-dir", str(tmp_path / "mine"), *QUICK[:3], "method=buggy,kd"),
+        f"hydra.sweep.dir={sweep}",
+    )
+    assert done.returncode == 1
+    assert "job 0 failed: ZeroDivisionError: division by a bug" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "division by a bug" in (sweep / "0" / "traceback.txt").read_text()
+    rows = (sweep / "sweep.csv").read_text().splitlines()
+    assert [row.split(",")[:3] for row in rows[-2:]] == [
+        ["0", "buggy", "failed"],
+        ["1", "kd", rows[-1].split(",")[2]],
+    ]
+    assert (sweep / "1" / "metrics.json").is_file()
