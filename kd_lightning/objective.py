@@ -88,21 +88,22 @@ class Objective(nn.Module):
         self.mean_of_teachers, self.label_smoothing = MEANS[ensemble], label_smoothing
         self.response = bare(response)
         # Arguments are passed by name, so a user's loss declares only those that it uses.
-        self._response_takes = set(inspect.signature(response).parameters)
+        called = response.forward if isinstance(response, nn.Module) else response
+        self._response_takes = set(inspect.signature(called).parameters)
         # A schedule that starts at 0 may rise later: only a constant 0 needs no teacher.
         self.uses_response = callable(alpha) or alpha > 0
         if isinstance(temperature, LearnedTemperature):
             self._check_that_it_learns()
         # A term of weight 0 is dropped: its adapters would get no gradient, and DDP raises on
         # trainable parameters without one.
-        used = {k: t for k, t in (transfer or {}).items() if _is_used(k, t)}
+        used = {k: t for k, t in _by_name(transfer).items() if _is_used(k, t)}
         self.transfer = nn.ModuleDict(used)
         self.weights = {
             name: _weight(f"transfer.{name}.weight", term.weight, "weight of the term")
             for name, term in used.items()
         }
-        needs_build = bool(used) or isinstance(temperature, LearnedTemperature)
-        self.is_built = not needs_build
+        self.has_layers = bool(used) or isinstance(temperature, LearnedTemperature)
+        self.is_built = not self.has_layers
         self._last_temperature: Tensor | float = math.nan
 
     def _check_that_it_learns(self) -> None:
@@ -271,6 +272,11 @@ class Objective(nn.Module):
             raise _no_index("method.response")
         # In mutual learning the teacher is another student, whose logits carry a graph.
         z_t = teacher["logits"].detach()
+        if z_t.shape[-1] != z_s.shape[-1]:
+            raise UserError(
+                f"the student predicts {z_s.shape[-1]} classes and the teacher {z_t.shape[-1]}: a "
+                "response loss compares class by class, so they must be equal"
+            )
         temperature = self.temperature_of(z_s, z_t, epoch)
         if isinstance(temperature, Tensor):
             self._last_temperature = temperature.detach().mean()
@@ -294,10 +300,21 @@ def _no_index(what: str) -> UserError:
     )
 
 
+def _by_name(transfer: Any) -> Mapping[str, Any]:
+    if transfer is None or isinstance(transfer, Mapping):
+        return transfer or {}
+    raise UserError(
+        "transfer= takes a dictionary of terms by name, as in {'hint': FitNet()}, not a "
+        f"{type(transfer).__name__}"
+    )
+
+
 def _is_used(name: str, term: Any) -> bool:
     """Return whether a term's weight is, or may become, nonzero."""
-    if name in RESERVED or hasattr(nn.ModuleDict, name):
-        raise UserError(f"method.transfer.{name}: this name is reserved, choose another")
+    if name in RESERVED or hasattr(nn.ModuleDict, name) or "." in name:
+        raise UserError(
+            f"method.transfer.{name}: this name is reserved or contains a dot, choose another"
+        )
     if not isinstance(term, Term):
         raise UserError(
             f"method.transfer.{name} is a {type(term).__name__}, not a transfer term: see "
@@ -311,9 +328,14 @@ def _weight(name: str, value: Any, what: str, most: float = math.inf) -> Schedul
     return _schedule(name, value, lambda weight: 0 <= weight <= most, f"{wanted} ({what})")
 
 
+def _number(value: Any) -> Any:
+    """A number, also out of a tensor that holds one; anything else is refused where it is used."""
+    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
 def _schedule(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> Schedule:
     """Return a schedule that checks its value at every call."""
-    schedule = as_schedule(value)
+    schedule = as_schedule(_number(value))
 
     def checked(epoch: float) -> float:
         number = schedule(epoch)
@@ -322,11 +344,8 @@ def _schedule(name: str, value: Any, fits: Callable[[float], bool], wanted: str)
         return number
 
     checked(0.0)
-    try:
-        # A schedule's final value is checked before training, not after a night of it.
-        checked(math.inf)
-    except UserError:
-        raise
-    except (ArithmeticError, LookupError, ValueError):
-        pass  # a user's own function need not accept infinity
+    if callable(value) and getattr(value, "__module__", "") != as_schedule.__module__:
+        return checked  # a user's own function need not have a final value
+    # The final value is checked before training, not after a night of it.
+    checked(math.inf)
     return checked

@@ -65,12 +65,12 @@ def run_job(job: Callable[[], float]) -> float:
 
     A single job then exits with code 1. In a sweep the failed job returns NaN, the other jobs
     continue, even after a bug, and the sweep exits with code 1 after printing its table. Ctrl-C
-    ends a run, or a whole sweep, with code 130.
+    ends a run, or a whole sweep, with code 130, and SIGTERM with 143.
     """
     try:
         return job()
     except (Interrupted, KeyboardInterrupt) as interruption:
-        _stop(str(interruption) or "interrupted")
+        _stop(str(interruption) or "interrupted", getattr(interruption, "code", INTERRUPTED))
     except Exception as error:
         message = explain(error)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -94,12 +94,12 @@ def run_job(job: Callable[[], float]) -> float:
         return math.nan  # a sweeper's objective; an exception would end the whole sweep
 
 
-def _stop(what: str) -> NoReturn:
-    """End the process after Ctrl-C, with the command that continues the run."""
+def _stop(what: str, code: int) -> NoReturn:
+    """End the process after Ctrl-C or SIGTERM, with the command that continues the run."""
     if "LOCAL_RANK" not in os.environ:
         run_dir = HydraConfig.get().runtime.output_dir
         print(f"{what}; resume with: python train.py 'resume={run_dir}'", file=sys.stderr)
-    sys.exit(INTERRUPTED)
+    sys.exit(code)
 
 
 def _note(name: str, text: str) -> None:

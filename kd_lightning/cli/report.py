@@ -92,3 +92,7 @@ def _write(runs: Sequence[RunDirectory], baseline: Sequence[str], out: Path) -> 
 
     write_report(build_report(runs, baseline), out)
     print_path("report", out / "report.html")
+
+
+if __name__ == "__main__":
+    main()

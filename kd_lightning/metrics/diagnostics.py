@@ -219,8 +219,7 @@ class Diagnostics(nn.Module):
             for name, value in part.compute().items() if part is not None else ():
                 (tables if value.dim() > 1 else figures)[prefix + name] = value
             if part is not None:
-                with torch.inference_mode(False):  # see BaseModule._make_metrics
-                    part.reset()
+                part.reset()
         if self.teacher is not None and self.teacher.has_tables:
             tables["temperatures"] = torch.tensor(self.teacher.temperatures)
         return _by_class(figures), tables

@@ -7,7 +7,6 @@ classifier. Logarithms are natural. All figures are declared in
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -53,7 +52,6 @@ class Evaluation(nn.Module):
         """Return the figures by name, computed over all ranks, and reset the state."""
         metrics = {**self.shares, "loss": self.loss}
         values = {name: metric.compute() for name, metric in metrics.items()}
-        with torch.inference_mode(False):  # see BaseModule._make_metrics
-            for metric in metrics.values():
-                metric.reset()
+        for metric in metrics.values():
+            metric.reset()
         return values

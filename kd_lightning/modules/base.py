@@ -18,6 +18,7 @@ from kd_lightning.data.types import Batch, as_batch
 from kd_lightning.metrics.cost import costs
 from kd_lightning.metrics.diagnostics import Diagnostics
 from kd_lightning.metrics.evaluation import Evaluation
+from kd_lightning.nets.ensemble import Ensemble
 from kd_lightning.tasks import Classification, Task
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.networks import Inputs, call, fitting
@@ -125,8 +126,9 @@ class BaseModule(L.LightningModule):
         example = self.task.example()
         if example is not None:
             return example
-        # Reading this property creates the training dataloader, a documented side effect.
-        assert self.trainer.estimated_stepping_batches
+        # What trainer.estimated_stepping_batches does first; the property itself does not where
+        # training is limited by steps.
+        self.trainer.fit_loop.setup_data()
         loader = self.trainer.train_dataloader
         assert loader is not None
         with isolate_rng():  # creating an iterator draws a seed, which would shift later draws
@@ -158,6 +160,7 @@ class BaseModule(L.LightningModule):
                 f"{', '.join(found)}: resume with the same optimizer="
             )
         self._started = time.perf_counter()
+        self.step_terms.rows.clear()  # of a training that was interrupted
 
     def on_train_end(self) -> None:
         self._earlier_seconds, self._started = self.seconds, None
@@ -188,14 +191,16 @@ class BaseModule(L.LightningModule):
         # Written to the loggers directly: self.log writes every n-th optimizer step of the run
         # only, and would drop the entry at the end of an epoch.
         for logger in self.loggers:
-            logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
+            logger.log_metrics(
+                {**values, "epoch": self.current_epoch}, max(self.global_step - 1, 0)
+            )
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, logger=False, batch_size=1)
         if self.trainer.is_last_batch:  # for callbacks that monitor a value once per epoch
             self.log_dict(values, logger=False, batch_size=1)
 
     def _diverged(self, what: str) -> str:
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        kept = f"the last good checkpoint is {best}" if best else "no epoch had ended yet"
+        kept = f"the last good checkpoint is {best}" if best else "no checkpoint has been saved yet"
         return f"the loss is not finite at {what}; try a lower optimizer.lr; {kept}"
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -206,10 +211,15 @@ class BaseModule(L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return probabilities, B×C or B×L×C, for batches with or without labels."""
+        if isinstance(batch, tuple | list) and len(batch) == 1:  # a TensorDataset of inputs alone
+            batch = batch[0]
         is_labelled = isinstance(batch, tuple | list) or (
             isinstance(batch, dict) and "labels" in batch
         )
-        return self(as_batch(batch).inputs if is_labelled else batch).softmax(-1)
+        inputs = as_batch(batch).inputs if is_labelled else batch
+        if isinstance(inputs, dict):
+            inputs = {name: x for name, x in inputs.items() if name not in ("index", "share")}
+        return self(inputs).float().softmax(-1)
 
     def _evaluation_step(self, batch: Any, split: str) -> dict[str, Any]:
         batch = as_batch(batch)
@@ -232,17 +242,27 @@ class BaseModule(L.LightningModule):
         # At the first batch, not in __init__: without a specification of the data, the number
         # of classes is known from the logits alone.
         classes = logits.shape[-1]
-        # trainer.validate() runs in inference mode, and tensors created in it cannot be
-        # updated outside, in the validation of a later fit().
-        with torch.inference_mode(False):
-            if self.evaluation is None:
-                made = self.task.evaluation(classes, self.with_teacher)
-                self.evaluation = made.to(self.device)
-            if self.is_thorough and self.diagnostics is None:
-                # Plots show validation data only, so tables of test data are never computed.
-                made = self.task.diagnostics(classes, self.with_teacher, split == "val")
-                self.diagnostics = made.to(self.device)
+        if self.evaluation is None:
+            self.evaluation = self.task.evaluation(classes, self.with_teacher).to(self.device)
+        if self.is_thorough and self.diagnostics is None:
+            # Plots show validation data only, so tables of test data are never computed.
+            made = self.task.diagnostics(classes, self.with_teacher, split == "val")
+            self.diagnostics = made.to(self.device)
         return self.evaluation
+
+    def on_validation_start(self) -> None:
+        self._forget_metrics()
+
+    def on_test_start(self) -> None:
+        self._forget_metrics()
+
+    def _forget_metrics(self) -> None:
+        """Drop the metrics, which an interrupted evaluation may have left half filled.
+
+        New ones for each evaluation also avoid tensors of inference mode, in which
+        trainer.validate() runs, in the validation of a later fit(), which runs without it.
+        """
+        self.evaluation = self.diagnostics = None
 
     def on_validation_epoch_end(self) -> None:
         values = self.log_evaluation("val")
@@ -268,7 +288,18 @@ class BaseModule(L.LightningModule):
         return values
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.parameter_groups())
+        groups = self.parameter_groups()
+        if not any(group["params"] for group in groups):
+            raise UserError(
+                f"no parameter of the {self.network_name} is trainable: it may be frozen, or the "
+                "teacher of another module; see requires_grad_(True)"
+            )
+        if not callable(self.make_optimizer):
+            raise UserError(
+                "optimizer= takes a function that makes the optimizer from parameter groups, as in "
+                "functools.partial(torch.optim.SGD, lr=0.1), not an optimizer"
+            )
+        optimizer = self.make_optimizer(groups)
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
@@ -338,12 +369,24 @@ def with_channels_last(net: nn.Module) -> nn.Module:
 
     A step of the reference student takes 6.3 ms instead of 9.5 ms, and a forward pass of the
     reference teacher 25 ms instead of 35 ms (batch 64, two CPU cores). Tensor cores of GPUs
-    prefer the same format.
+    prefer the same format. Other people's networks are left as they are: one that flattens with
+    ``view`` fails in this format, and its owner may use it elsewhere.
     """
-    for layer in net.modules():
-        if isinstance(layer, nn.MaxPool2d):
-            layer.register_forward_hook(_pool_in_order)
-    return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for part in net.members if isinstance(net, Ensemble) else [net]:
+        if type(part).__module__.partition(".")[0] not in KNOWN_TO_FLATTEN_SAFELY:
+            continue
+        for layer in part.modules():
+            if isinstance(layer, nn.MaxPool2d) and _pool_in_order not in _hooks(layer):
+                layer.register_forward_hook(_pool_in_order)
+        part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return net
+
+
+KNOWN_TO_FLATTEN_SAFELY = ("kd_lightning", "torchvision")  # packages of networks
+
+
+def _hooks(layer: nn.Module) -> list[Any]:
+    return list(layer._forward_hooks.values())
 
 
 def _pool_in_order(pool: nn.Module, args: Any, output: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kd_lightning.data.types import Batch
@@ -62,6 +63,11 @@ class DistillationModule(BaseModule):
     ) -> None:
         super().__init__(**training)
         self.objective = objective if objective is not None else Objective()
+        if self.objective.is_built and self.objective.has_layers:
+            raise UserError(
+                "this Objective already belongs to another module, whose adapters and memories it "
+                "holds: create one for each module"
+            )
         if teacher is None and self.objective.needs_teacher:
             raise UserError("this objective needs a teacher: see teacher=, teacher_from=")
         self.student = with_channels_last(self.task.build(student))
@@ -84,8 +90,15 @@ class DistillationModule(BaseModule):
     def _frozen(self, teacher: Any) -> nn.Module | None:
         if teacher is None:
             return None
-        several = isinstance(teacher, Sequence)
-        net = Ensemble(teacher) if several else self.task.build(teacher)
+        several = isinstance(teacher, Sequence | nn.ModuleList)
+        if several and not len(teacher):
+            raise UserError("teacher=[] holds no teacher: pass None to train without one")
+        net = Ensemble(list(teacher)) if several else self.task.build(teacher)
+        if {id(p) for p in net.parameters()} & {id(p) for p in self.student.parameters()}:
+            raise UserError(
+                "teacher and student share parameters, which would be frozen: pass a copy, as in "
+                "copy.deepcopy(teacher)"
+            )
         # Without requires_grad, DDP and the optimizer ignore the parameters.
         return with_channels_last(net).requires_grad_(False).eval()
 
@@ -93,14 +106,23 @@ class DistillationModule(BaseModule):
         """Create the adapters of the terms for the layers' shapes, measured in a dry run."""
         if self.objective.is_built or self.teacher is None:
             return
+        # Adapters are trained, so they must not be tensors of inference mode, in which
+        # trainer.validate() may be the first to need them.
+        with torch.inference_mode(False):
+            self._build_adapters(example)
+
+    def _build_adapters(self, example: Batch) -> None:
+        assert self.teacher is not None
         inputs = fitting(example.inputs, self.student)
         classes = dry_run(self.student, inputs, ())["logits"].shape[-1]
-        labels = self.task.labels(self.labels) if self.labels is not None else None
+        given = self.labels
+        labels = self.task.labels(torch.as_tensor(given)) if given is not None else None
         self.objective.build(
             *(self.student, self.teacher, inputs, classes, labels),
             lambda values: self.task.rows(values, example.target),
         )
-        self.objective.to(self.device)
+        weight = next(self.student.parameters(), None)
+        self.objective.to(self.device, weight.dtype if weight is not None else None)
         if self._unbuilt:
             self.objective.load_state_dict(self._unbuilt)
 
@@ -200,9 +222,11 @@ class DistillationModule(BaseModule):
         self._fill_cache("train", "val")
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self._fill_cache("val")
 
     def on_test_start(self) -> None:
+        super().on_test_start()
         self._fill_cache("test")
 
     def _fill_cache(self, *splits: str) -> None:
@@ -247,6 +271,9 @@ def _keep_teacher(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
     if module.teacher is not None:
         own = module.teacher.state_dict(prefix=f"{prefix}teacher.")
         state.update(own)
+    if module.teacher is None:  # a student loaded for inference needs no adapters
+        for key in [k for k in state if k.startswith(f"{prefix}objective.")]:
+            del state[key]
     if not module.objective.is_built:  # adapters are created later, with the first batch
         start = f"{prefix}objective."
         module._unbuilt = {k.removeprefix(start): state[k] for k in state if k.startswith(start)}

@@ -1,6 +1,6 @@
 """MutualModule: students trained together, on labels and on one another's outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -23,8 +23,8 @@ class MutualModule(BaseModule):
     The first student is reported: ``accuracy`` is its figure, and :func:`load_run` returns it.
 
     Args:
-        students: networks by name, or factories that create them for the task's data; None
-            repeats the first factory.
+        students: networks, in a list or by name, or factories by name that create them for the
+            task's data; None repeats the first factory.
         objective: loss between a student and another one as its teacher, which gets no
             gradient; by default the paper's, the hard loss plus KL at T = 1.
         **training: see :class:`~kd_lightning.modules.base.BaseModule`.
@@ -38,11 +38,13 @@ class MutualModule(BaseModule):
 
     def __init__(
         self,
-        students: Mapping[str, nn.Module | NetFactory | None],
+        students: Mapping[str, nn.Module | NetFactory | None] | Sequence[nn.Module],
         objective: Objective | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        if isinstance(students, Sequence):
+            students = {f"student_{i}": net for i, net in enumerate(students)}
         if objective is None:
             objective = Objective(alpha=1.0, temperature=1.0, hard_weight=1.0)
         if not isinstance(students, Mapping) or len(students) < 2:
@@ -105,13 +107,16 @@ class MutualModule(BaseModule):
         others = {name: self._logits(self.students[name], batch) for name in self.others}
         return {**super().evaluate(batch), "others": others}
 
+    def _forget_metrics(self) -> None:
+        super()._forget_metrics()
+        self.evaluations.clear()
+
     def measure(self, outputs: dict[str, Any], split: str) -> None:
         super().measure(outputs, split)
         for name, logits in outputs["others"].items():
             if name not in self.evaluations:
-                with torch.inference_mode(False):  # see BaseModule._make_metrics
-                    made = self.task.evaluation(logits.shape[-1], with_teacher=False)
-                    self.evaluations[name] = made.to(self.device)
+                made = self.task.evaluation(logits.shape[-1], with_teacher=False)
+                self.evaluations[name] = made.to(self.device)
             evaluation = self.evaluations[name]
             assert isinstance(evaluation, Evaluation)
             evaluation.update(logits, outputs["target"])

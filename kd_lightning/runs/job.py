@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 
@@ -201,7 +202,8 @@ def run(
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
-        raise Interrupted(f"interrupted in epoch {trainer.current_epoch}") from error
+        code = 143 if isinstance(error, SIGTERMException) else 130  # as shells have it
+        raise Interrupted(f"interrupted in epoch {trainer.current_epoch}", code) from error
     seconds = module.seconds
     # Empty if no checkpoint was saved, as under fast_dev_run: the final weights are evaluated.
     best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None

@@ -12,4 +12,13 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """Training was stopped with Ctrl-C; the message says in which epoch."""
+    """Training was stopped with Ctrl-C or SIGTERM; the message says in which epoch.
+
+    Args:
+        message: what was interrupted.
+        code: exit code of the process.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
