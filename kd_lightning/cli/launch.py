@@ -27,6 +27,7 @@ from kd_lightning.runs.legacy import facts_of_old_run
 from kd_lightning.runs.processes import config_dirs, typed_dirs
 from kd_lightning.utils.errors import Interrupted, UserError
 from kd_lightning.utils.files import write_text
+from kd_lightning.utils.run_directory import FACTS, METRICS
 
 # Warnings of Lightning and torch that do not apply: a frozen teacher is in evaluation mode on
 # purpose, data in memory need no workers, and the last step of an epoch is always logged.
@@ -139,7 +140,7 @@ def arranged(argv: list[str]) -> list[str]:
     """
     # Hydra's parser accepts ``key=value`` arguments in one contiguous block only.
     flags, words = _flags_and_words(argv[1:])
-    given = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    given = [_bare(word.removeprefix("resume=")) for word in words if word.startswith("resume=")]
     if "LOCAL_RANK" in os.environ:
         return [argv[0], *flags, *words]
     if not given or given[-1] in ("", "null"):
@@ -159,9 +160,24 @@ def arranged(argv: list[str]) -> list[str]:
     before = [o for o in map(str, recorded) if not o.startswith("resume=")]
     # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the
     # run unchanged; runs/directory.py writes the record later.
-    settings = [f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null"]
+    words = [word for word in words if not word.startswith("resume=")]
+    # Not the mode of an experiment that is a sweep: one of its jobs is resumed.
+    settings = [f"hydra.run.dir={_quoted(run_dir)}", "hydra.output_subdir=null", "hydra.mode=RUN"]
+    settings += [f"resume={_quoted(given[-1])}"]
     flags = flags or [part for d in _recorded_dirs(run_dir) for part in ("--config-dir", d)]
     return [argv[0], *flags, *before, *words, *settings]
+
+
+def _bare(path: str) -> str:
+    """A path without the quotes in which Hydra would have wanted it."""
+    is_quoted = len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
+    return path[1:-1] if is_quoted and not Path(path).exists() else path
+
+
+def _quoted(path: str | Path) -> str:
+    """A path as a value of Hydra's grammar, in which commas and braces have a meaning."""
+    escaped = str(path).replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _compared(words: list[str]) -> list[str]:
@@ -172,7 +188,8 @@ def _compared(words: list[str]) -> list[str]:
     experiment = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "")
     file = CONF / "experiment" / f"{experiment}.yaml"
     typed = [word for word in words if word.startswith("method=")]
-    if not typed or not file.is_file():
+    is_single = "hydra.mode=RUN" in words or any("(" in word for word in typed)
+    if not typed or not file.is_file() or is_single:
         return words
     methods = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.method")
     if methods is None:
@@ -218,6 +235,9 @@ class Launch(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode is RunMode.MULTIRUN:
             self._lock(config.hydra.runtime.output_dir)
+            # Of an earlier sweep in this directory: a job that fails must not show its figures.
+            for name in (METRICS, FACTS):
+                (Path(config.hydra.runtime.output_dir) / name).unlink(missing_ok=True)
 
     def _lock(self, run_dir: str) -> None:
         try:

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from kd_lightning.cli.console import print_chain, print_run
 from kd_lightning.cli.launch import CONF, arranged, find_plugins, quieten, run_job
 from kd_lightning.runs.chain import LINK, Chain
-from kd_lightning.runs.job import Job, record_twin
-from kd_lightning.runs.naming import keep_name, twin_of
+from kd_lightning.runs.job import Job
+from kd_lightning.runs.naming import keep_name
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.process import tune_process
 
@@ -40,8 +40,6 @@ def main() -> None:
 
 def _run(cfg: DictConfig) -> dict[str, Any]:
     cfg = keep_name(cfg)
-    if (twin := twin_of(cfg)) is not None:
-        return record_twin(cfg, twin)
     return run_chain(cfg) if cfg.chain else train(cfg)
 
 

@@ -84,7 +84,7 @@ class InMemoryDataModule(L.LightningDataModule):
         self.device_resident = device_resident
         self.mean, self.std = mean, std
         self.splits: dict[str, Split] = {}
-        self._digests: dict[tuple[str, str], str] = {}
+        self._digests: dict[tuple[str, str], tuple[Tensor, str]] = {}
 
     def load(self) -> tuple[Split, Split]:
         """Return the official training and test samples."""
@@ -172,11 +172,13 @@ class InMemoryDataModule(L.LightningDataModule):
 
     def _digest(self, split: str, name: str) -> str:
         """Return the hash of one tensor of a split, computed once for teachers and caches."""
-        if (split, name) not in self._digests:
-            tensor = getattr(self.splits[split], name).cpu().contiguous()
-            digest = hashlib.blake2b(tensor.numpy().data, digest_size=16)
-            self._digests[split, name] = digest.hexdigest()
-        return self._digests[split, name]
+        tensor = getattr(self.splits[split], name)
+        known, digest = self._digests.get((split, name), (None, ""))
+        if known is not tensor:  # a split may be replaced
+            content = tensor.cpu().contiguous().numpy().data
+            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            self._digests[split, name] = (tensor, digest)
+        return digest
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int

@@ -61,7 +61,7 @@ def as_batch(batch: Any) -> Batch:
         # A copy, because callbacks receive the original dictionary after the step.
         rest = dict(batch)
         target, index = rest.pop("labels"), rest.pop("index", None)
-        return Batch(rest, target, index, rest.pop("share", 1.0))
+        return Batch(rest, target, index, float(rest.pop("share", 1.0)))
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return Batch(*batch)
     form = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else "batch"

@@ -159,6 +159,7 @@ class BaseModule(L.LightningModule):
                 f"the checkpoint was trained with {', '.join(self._resumed_with or ())}, not with "
                 f"{', '.join(found)}: resume with the same optimizer="
             )
+        self._resumed_with = None
         self._started = time.perf_counter()
         self.step_terms.rows.clear()  # of a training that was interrupted
 
@@ -194,7 +195,8 @@ class BaseModule(L.LightningModule):
             logger.log_metrics(
                 {**values, "epoch": self.current_epoch}, max(self.global_step - 1, 0)
             )
-        self.log("train/loss", values.pop("train/loss"), prog_bar=True, logger=False, batch_size=1)
+        if (loss := values.pop("train/loss", None)) is not None:  # a subclass may have its own step
+            self.log("train/loss", loss, prog_bar=True, logger=False, batch_size=1)
         if self.trainer.is_last_batch:  # for callbacks that monitor a value once per epoch
             self.log_dict(values, logger=False, batch_size=1)
 

@@ -217,22 +217,31 @@ class DistillationModule(BaseModule):
         assert self.teacher is not None
         return run_teacher(self.teacher, batch.inputs, self._paths(split))
 
+    def _forget_cache(self) -> None:
+        self.cached, self._uncached = {}, set()
+
     def on_fit_start(self) -> None:
+        # Looked up anew, which is cheap: augmentation, teacher or layers may have changed.
+        self._forget_cache()
         # Not in setup(), where Lightning has not moved the module to its device yet.
         self._fill_cache("train", "val")
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
+        if self.is_thorough:  # not in each epoch of a training
+            self._forget_cache()
         self._fill_cache("val")
 
     def on_test_start(self) -> None:
         super().on_test_start()
+        self._forget_cache()
         self._fill_cache("test")
 
     def _fill_cache(self, *splits: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not self._cached_of:  # an index means another sample in other data
-            self.cached, self._uncached, self._cached_of = {}, set(), datamodule
+            self._forget_cache()
+            self._cached_of = datamodule
         prepared = getattr(datamodule, "prepared", None)
         if prepared is None or self.teacher is None:
             return

@@ -11,9 +11,10 @@ from kd_lightning.data.types import Batch
 from kd_lightning.metrics.cost import count_parameters
 from kd_lightning.metrics.evaluation import Evaluation
 from kd_lightning.modules.base import BaseModule, NetFactory, with_channels_last
+from kd_lightning.nets.taps import dry_run
 from kd_lightning.objective import Objective
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.networks import call
+from kd_lightning.utils.networks import call, fitting
 
 
 class MutualModule(BaseModule):
@@ -74,10 +75,14 @@ class MutualModule(BaseModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if not self.objective.is_built:
-            inputs = self.example_batch().inputs
-            classes = call(self.network, inputs).shape[-1]
+        if stage == "fit" and not self.objective.is_built:
+            inputs = fitting(self.example_batch().inputs, self.network)
+            classes = dry_run(self.network, inputs, ())["logits"].shape[-1]
             self.objective.build(self.network, self.network, inputs, classes)
+
+    @property
+    def role(self) -> str:
+        return self.objective.role
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         logits = {name: self._logits(net, batch) for name, net in self.students.items()}

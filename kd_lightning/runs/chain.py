@@ -7,6 +7,7 @@ inside the chain's; a resumed chain continues with its first unfinished link.
 """
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,14 +23,16 @@ from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.runs.build import build_data, build_task, make
 from kd_lightning.runs.checkpoints import load_network
 from kd_lightning.runs.directory import plain, start_anew, write_config, write_metrics
-from kd_lightning.runs.job import prepare
+from kd_lightning.runs.job import is_already_finished, prepare, recorded
 from kd_lightning.runs.load import untrained
 from kd_lightning.runs.processes import chosen_options, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.run_directory import LINKS, METRICS, find_checkpoint, read_json
+from kd_lightning.utils.run_directory import FACTS, LINKS, METRICS, find_checkpoint, read_json
 
 STORE = "kd_lightning.teachers.sources.FromStore"  # gives way to a teacher_ckpt
+log = logging.getLogger(__name__)
+
 LINK = "KD_CHAIN_LINK"  # environment variable: the current link, for other ranks of a DDP job
 # Link i has seed + 1000·i: consecutive seeds would repeat in the chains of a sweep over seeds.
 SEEDS_APART = 1000
@@ -73,13 +76,17 @@ class Chain:
             # does not.
             for home in (self.root, *map(self.home, reversed(range(len(self.names))))):
                 start_anew(home)
+        jobs = [self.job(i) for i in range(len(self.names))]
+        if (self.root / METRICS).is_file() and all(map(is_already_finished, jobs)):
+            log.info("%s is already finished; trainer.max_epochs= can extend it", self.root)
+            return read_json(self.root / METRICS)
         write_config(self.root, self.cfg, own_overrides(self.cfg))
         write_facts(self.root, self.facts())
-        for i in range(len(self.names)):
-            if not (self.cfg.resume and (self.home(i) / METRICS).is_file()):
+        for i, job in enumerate(jobs):
+            if not is_already_finished(job):
                 os.environ[LINK] = str(i)
                 try:
-                    self.train(self.job(i))
+                    self.train(job)
                 finally:
                     del os.environ[LINK]
         write_facts(self.root, self.facts())  # again, as the last link's teacher exists only now
@@ -97,12 +104,15 @@ class Chain:
 
     def facts(self) -> dict[str, Any]:
         """Return the facts of the chain, for ``run.json``."""
-        last = str(self.home(len(self.names) - 2))
+        last, own = str(self.home(len(self.names) - 2)), self.home(len(self.names) - 1) / FACTS
+        link = read_json(own) if own.is_file() else {}  # once the last link has begun
         record = facts(
-            plain(self.cfg),
+            recorded(self.cfg),
             chosen_options(),
             parse_overrides(own_overrides(self.cfg) or []),
-            role="student",
+            role=link.get("role", "student"),
+            processes=link.get("processes", 1),
+            unresolved=plain(self.cfg, resolve=False),
             task=self.task.name,
             teacher=last,
             links=self.names,

@@ -37,6 +37,7 @@ from kd_lightning.runs.directory import (
     write_diagnostics,
     write_metrics,
 )
+from kd_lightning.runs.naming import twin_of
 from kd_lightning.runs.processes import chosen_options, one_job, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.runs.teacher import TeacherOrder, measure_teacher, publish, shapes_result
@@ -74,6 +75,9 @@ class Job:
             data = build_data(cfg)
         module, source, order = prepare(cfg, data, self)
         trainer = build_trainer(cfg, profiler)
+        record = facts_of(cfg, module, source, "", trainer.world_size)
+        if (twin := twin_of(record, Path(cfg.run_dir))) is not None:
+            return record_twin(cfg, twin)
         with profiler.profile("find_teacher"):
             teacher = find_weights(module, source, order)
             if isinstance(module, DistillationModule) and module.teacher is not None:
@@ -121,10 +125,15 @@ class Recorder(L.Callback):
 
 def is_already_finished(cfg: DictConfig) -> bool:
     """Whether a resumed run has its figures and no epochs are left to train."""
-    file, most = Path(cfg.run_dir) / METRICS, cfg.trainer.max_epochs
-    if not cfg.resume or not file.is_file() or most is None or most < 0:
+    file, facts_file = Path(cfg.run_dir) / METRICS, Path(cfg.run_dir) / FACTS
+    if not cfg.resume or not file.is_file():
         return False
-    return (finite(read_json(file).get("epochs")) or 0) >= most
+    most, limits = cfg.trainer.max_epochs, ("max_epochs", "max_steps", "max_time")
+    before = read_json(facts_file).get("settings", {}) if facts_file.is_file() else {}
+    # With equal limits it ended as it was told to, perhaps early.
+    if before and all(before.get(f"trainer.{k}") == cfg.trainer.get(k) for k in limits):
+        return True
+    return most is not None and 0 <= most <= (finite(read_json(file).get("epochs")) or 0)
 
 
 def prepare(
@@ -164,24 +173,31 @@ def facts_of(
     # A baseline stays a baseline beside an untrained teacher: it does not learn from it.
     learns = isinstance(module, DistillationModule) and module.objective.needs_teacher
     role = f"control: {source.control}" if learns and source.control else module.role
-    config = plain(cfg)
-    config["callbacks"] = {k: v for k, v in config["callbacks"].items() if shapes_result(v)}
     record = facts(
-        config,
+        recorded(cfg),
         chosen_options(),
         parse_overrides(own_overrides(cfg) or []),
         role=role,
         task=module.task.name,
         teacher=teacher,
         processes=processes,
+        unresolved=plain(cfg, resolve=False),
     )
     return {**record, "teacher_figures": teacher_figures(Path(teacher))} if teacher else record
+
+
+def recorded(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration without callbacks that only observe a run."""
+    config = plain(cfg)
+    callbacks = config.get("callbacks") or {}
+    return {**config, "callbacks": {k: v for k, v in callbacks.items() if shapes_result(v)}}
 
 
 def record_twin(cfg: DictConfig, twin: Path) -> dict[str, Any]:
     """Record that an earlier job of this sweep trained the same student; return its figures."""
     record = read_json(twin / FACTS)
     overrides = parse_overrides(own_overrides(cfg) or [])
+    start_anew(Path(cfg.run_dir))
     record |= {"overrides": overrides, "same_as": twin.name}
     write_facts(Path(cfg.run_dir), record)
     log.info("job %s has trained the same student: not run again", twin.name)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_lightning.runs.build import make
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.processes import chosen_options, option_alone
-from kd_lightning.runs.record import settings_of
+from kd_lightning.runs.record import TAUGHT_BY_NOBODY
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import FACTS, METRICS, read_json
 
@@ -62,7 +62,7 @@ def keep_name(cfg: DictConfig) -> DictConfig:
     if not changed:
         return cfg
     words = ", ".join(f"{key}={_text(OmegaConf.select(cfg, key))}" for key in changed)
-    reason = IS.get(role_of(own), "changes its temperature or weights while training")
+    reason = IS.get(role_of(own), "changes its temperature while training")
     # The other processes of a sweep job, and a resumed one, take the overrides it had.
     is_single = HydraConfig.get().mode is RunMode.RUN
     if is_single and not cfg.resume and "LOCAL_RANK" not in os.environ:
@@ -83,7 +83,11 @@ def _changed(cfg: DictConfig, own: DictConfig) -> list[str]:
     mine, theirs = plain(cfg.method), plain(own.method)
     differing = [key for key in mine if mine[key] != theirs.get(key)]
     # A schedule or a learned temperature that became a number is no curriculum any more.
-    found = [key for key in differing if _is_made(theirs.get(key)) and not _is_made(mine[key])]
+    found = [
+        key
+        for key in ("temperature",)  # a schedule of α, as DKD's warm-up, is a detail
+        if key in differing and _is_made(theirs.get(key)) and not _is_made(mine[key])
+    ]
     role = role_of(own)
     if role in IS and role != role_of(cfg):
         found += [key for key in differing if key not in found]
@@ -92,21 +96,27 @@ def _changed(cfg: DictConfig, own: DictConfig) -> list[str]:
     return [f"method.{key}" for key in found]
 
 
-def twin_of(cfg: DictConfig) -> Path | None:
-    """An earlier, finished job of this sweep that trained the same student, if there is one."""
+def twin_of(record: Mapping[str, Any], run_dir: Path) -> Path | None:
+    """An earlier job of this sweep that trained the same baseline, if there is one.
+
+    Args:
+        record: facts of the job, without its teacher.
+        run_dir: of the job.
+    """
     hydra = HydraConfig.get()
-    if hydra.mode is not RunMode.MULTIRUN or cfg.chain or "_target_" not in cfg.method:
-        return None
-    role = role_of(cfg)
-    if role not in ("baseline", "control: label_smoothing"):
-        return None  # others differ in what a sweep varies
-    settings = settings_of(plain(cfg), chosen_options(), role)
-    for job in sorted(Path(hydra.sweep.dir).glob("*/" + METRICS), key=str):
-        facts = read_json(job.parent / FACTS) if (job.parent / FACTS).is_file() else {}
-        same = {k: v for k, v in facts.get("settings", {}).items() if not k.startswith("callbacks")}
-        wanted = {k: v for k, v in settings.items() if not k.startswith("callbacks")}
-        if facts.get("role") == role and facts.get("seed") == cfg.seed and same == wanted:
-            return job.parent
+    if hydra.mode is not RunMode.MULTIRUN or record["role"] not in TAUGHT_BY_NOBODY:
+        return None  # what a sweep varies has an effect on all others
+    started = Path(hydra.sweep.dir) / "multirun.yaml"  # which Hydra writes as a sweep starts
+    same = ("role", "task", "settings", "seed", "processes")
+    for file in sorted(Path(hydra.sweep.dir).glob("*/" + METRICS), key=str):
+        job = file.parent
+        if job == run_dir or not (job / FACTS).is_file() or not started.is_file():
+            continue
+        if file.stat().st_mtime < started.stat().st_mtime:
+            continue  # of an earlier sweep in the same directory
+        found = read_json(job / FACTS)
+        if all(found.get(name) == record[name] for name in same):
+            return job
     return None
 
 

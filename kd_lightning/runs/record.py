@@ -30,18 +30,22 @@ from kd_lightning.metrics.figures import parse
 from kd_lightning.utils.files import write_text
 from kd_lightning.utils.run_directory import FACTS, FORMAT, METRICS, read_json
 
-# Names of settings, at any depth, that determine where and how a training runs, but not its
-# result. Otherwise a student on a GPU would retrain its teacher, and runs of two machines would
-# be separate groups in a report. The number of processes is recorded separately.
+# Settings that determine where and how a training runs, but not its result, by their full names:
+# a datamodule of the user may call its data set `root`. With them a student on a GPU would
+# retrain its teacher, and runs of two machines would be separate groups in a report. The number
+# of processes is recorded separately.
 INCIDENTAL = frozenset(
     {
-        *("accelerator", "devices", "num_nodes", "strategy", "device_resident", "fused"),
-        *("root", "dirpath", "default_root_dir", "save_dir", "run_dir", "download"),
-        *("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profile"),
-        *("num_sanity_val_steps", "use_distributed_sampler", "eval_batch_size", "max_bytes"),
-        "seed",  # runs that differ in their seed only are one group
+        *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy")),
+        *(f"trainer.{name}" for name in ("default_root_dir", "log_every_n_steps", "profiler")),
+        *(f"trainer.{name}" for name in ("enable_progress_bar", "enable_model_summary")),
+        *(f"trainer.{name}" for name in ("num_sanity_val_steps", "use_distributed_sampler")),
+        *("data.device_resident", "data.eval_batch_size", "optimizer.fused", "profile"),
+        *("cache.root", "cache.max_bytes", "teacher_from.root"),
     }
 )
+OWN_DATA = "kd_lightning.data."  # datamodules whose `root` only says where the files are
+
 
 # Sections of a configuration that determine the result of a run, by its role.
 TRAINING = ("optimizer", "lr_scheduler", "trainer", "callbacks", "data", "augment", "task")
@@ -65,7 +69,10 @@ TAUGHT_BY_NOBODY = ("baseline", "control: label_smoothing")
 
 
 def settings_of(
-    config: Mapping[str, Any], choices: Mapping[str, str | None], role: str
+    config: Mapping[str, Any],
+    choices: Mapping[str, str | None],
+    role: str,
+    unresolved: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the settings that determine the result of a run, by dotted key.
 
@@ -76,6 +83,8 @@ def settings_of(
         config: the resolved configuration.
         choices: option of each config group, as recorded by Hydra: ``net@teacher`` -> ``mlp``.
         role: role of the run.
+        unresolved: the configuration with its interpolations, which show what follows the seed;
+            without it everything called ``seed`` is taken to.
     """
     named = {name.rpartition("@")[2]: option for name, option in choices.items() if option}
     sections = sections_of(role)
@@ -89,7 +98,15 @@ def settings_of(
     # Paths inside the run directory, such as a callback's folder, differ in every run.
     home = str(config.get("run_dir") or "")
     within = re.compile(re.escape(home) + r"(?![^/'\"\],])")  # not runs/10 where this is runs/1
-    flat = {k: v for k, v in flat.items() if not (home and within.search(str(v)))}
+    flat = {
+        k: v
+        for k, v in flat.items()
+        if not (home and k.startswith("callbacks.") and within.search(str(v)))
+    }
+    # Runs that differ only in their seed are one group, and so in whatever follows it. A seed of
+    # its own is a setting: data.seed=3 is another order of samples.
+    follows = {k for k in flat if k.rpartition(".")[2] == "seed" and _follows_seed(unresolved, k)}
+    flat = {k: v for k, v in flat.items() if k not in follows}
     # Callbacks count one by one instead of by option, since those that only observe a run are
     # left out: see shapes_result() in runs/teacher.py.
     options = {k: v for k, v in named.items() if k.partition(".")[0] in sections}
@@ -112,17 +129,30 @@ def sections_of(role: str) -> tuple[str, ...]:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    last = name.rpartition(".")[2]
-    if last in INCIDENTAL or name in REPEATED or value is None:
+    if name.removeprefix("pretrain.") in INCIDENTAL or name in REPEATED or value is None:
         return
     if isinstance(value, Mapping):
         if "_target_" in value:
-            yield name, str(value["_target_"]).rpartition(".")[2]
+            target = str(value["_target_"])
+            yield name, target.rpartition(".")[2]
+            # In full as well: an option keeps its name where its class is overridden.
+            if not name.startswith(("cache", "teacher_from", "model", "task", "callbacks")):
+                yield f"{name}._target_", target
+        is_ours = str(value.get("_target_", "")).startswith(OWN_DATA)
         for key, inner in value.items():
-            if not str(key).startswith("_"):
+            is_setting = key == "_args_" or not str(key).startswith("_")
+            if is_setting and not (is_ours and key == "root"):
                 yield from _leaves(inner, f"{name}.{key}")
     else:
         yield name, value
+
+
+def _follows_seed(unresolved: Mapping[str, Any] | None, name: str) -> bool:
+    """Whether a setting called ``seed`` is an interpolation of the run's seed."""
+    found: Any = unresolved
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return unresolved is None or not isinstance(found, int)
 
 
 def facts(
@@ -135,6 +165,7 @@ def facts(
     teacher: str = "",
     links: Sequence[str] = (),
     processes: int = 1,
+    unresolved: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``run.json`` at the start of a run; see the module's docstring."""
     packages = ("torch", "lightning")
@@ -146,7 +177,7 @@ def facts(
         "seed": config.get("seed"),
         "processes": processes,
         "overrides": dict(overrides),
-        "settings": settings_of(config, choices, role),
+        "settings": settings_of(config, choices, role, unresolved),
         "teacher": teacher,
         "teacher_figures": {},
         "links": list(links),

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -115,16 +116,11 @@ class TeacherCache:
         if inputs.views == 0 or self.max_bytes == 0:
             return None
         teacher.to(device)
-        if (needed := self._bytes(teacher, inputs, device, paths)) > self.max_bytes:
-            log.warning(
-                "the teacher's outputs would take %.3g GB, more than cache.max_bytes = %.3g GB: "
-                "the teacher runs in every step instead",
-                needed / 1e9,
-                self.max_bytes / 1e9,
-            )
-            return None
         key = self._key(teacher, inputs)
         wanted = ["logits", *paths]
+        is_held = all(f"{key}-{name}" in self.held for name in wanted)
+        if not is_held and not self._has_room(teacher, inputs, device, paths):
+            return None
         # Popped here and inserted again by _hold(), so the dictionary is ordered by last use.
         found = {name: self.held.pop(f"{key}-{name}", None) for name in wanted}
         if missing := [name for name, tables in found.items() if tables is None]:
@@ -132,6 +128,19 @@ class TeacherCache:
         kept = {f"{key}-{name}": tables for name, tables in found.items() if tables}
         self._hold(kept)
         return CachedOutputs({k: t for tables in kept.values() for k, t in tables.items()})
+
+    def _has_room(
+        self, teacher: nn.Module, inputs: Prepared, device: torch.device, paths: Sequence[str]
+    ) -> bool:
+        needed = self._bytes(teacher, inputs, device, paths)
+        if needed > self.max_bytes:
+            log.warning(
+                "the teacher's outputs would take %.3g GB, more than cache.max_bytes = %.3g GB: "
+                "the teacher runs in every step instead",
+                needed / 1e9,
+                self.max_bytes / 1e9,
+            )
+        return needed <= self.max_bytes
 
     def _hold(self, newest: dict[str, Tables]) -> None:
         """Keep tables for the next job of this process, and drop the least recently used."""
@@ -163,7 +172,8 @@ class TeacherCache:
         # weights, and the source code distinguishes forward() methods. The weights themselves
         # are hashed instead of a path, because a checkpoint file can be overwritten.
         code = sources(type(part).__module__ for part in teacher.modules())
-        about = (FORMAT, repr(teacher), code, inputs.fingerprint, inputs.views)
+        plain = [_plain_attributes(part) for part in teacher.modules()]
+        about = (FORMAT, repr(teacher), code, plain, inputs.fingerprint, inputs.views)
         stored = (self.dtype, self.top_k)
         digest = hashlib.blake2b(repr((about, stored)).encode(), digest_size=12)
         for name, tensor in teacher.state_dict().items():
@@ -208,6 +218,12 @@ class TeacherCache:
             others = z.scatter(-1, rows[":top"], -torch.inf).logsumexp(-1)
             rows[":other"] = others - math.log(z.shape[-1] - self.top_k)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Numbers and strings that a module's forward may use, which no state dict holds."""
+    kinds = (bool, int, float, str, tuple)
+    return {k: v for k, v in vars(module).items() if isinstance(v, kinds) and k != "training"}
 
 
 @torch.no_grad()

@@ -185,9 +185,10 @@ def test_other_job_runs_and_table_marks_failed_ones(folder: Path, sweep: Outcome
     accuracy = read_metrics(folder / "sweep" / GOOD)["test/accuracy"]
     assert rows[GOOD]["test accuracy"] == f"{100 * accuracy:.2f} %"
     assert rows[GOOD]["experiment"] == "good"
-    assert [line.split()[0] for line in sweep.stdout.splitlines() if "failed" in line] == [
-        str(n) for n in range(len(CASES))
-    ]
+    failed = [line.split() for line in sweep.stdout.splitlines() if "failed" in line]
+    numbers = [str(n) for n in range(len(CASES))]
+    assert [words[0] for words in failed if words[0] != "job"] == numbers  # rows of the table
+    assert [words[1] for words in failed if words[0] == "job"] == numbers  # with the reason
 
 
 def test_checkpoint_cannot_run_code(folder: Path, sweep: Outcome) -> None:

@@ -7,6 +7,7 @@ import pytest
 from conftest import Command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from kd_lightning.cli.launch import CONF, arranged
@@ -32,8 +33,8 @@ def kept(*typed: str) -> DictConfig:
         (["method=ce", "+transfer@method.transfer.sp=sp"], "method.transfer=sp would change that"),
         (["method=label_smoothing", "method.alpha=0.5"], "learns from smoothed labels alone"),
         (["method=permuted", "method.alpha=0"], "wrong classes are permuted; method.alpha=0"),
-        (["method=annealed", "method.temperature=3"], "changes its temperature or weights"),
-        (["method=ctkd", "method.temperature=3"], "changes its temperature or weights"),
+        (["method=annealed", "method.temperature=3"], "changes its temperature while training"),
+        (["method=ctkd", "method.temperature=3"], "changes its temperature while training"),
         (["method=untrained", "teacher_from=store"], "has an untrained teacher; teacher_from="),
         (["method=mutual", "model=student"], "method=mutual needs model=mutual"),
     ],
@@ -104,6 +105,46 @@ def test_in_a_sweep_the_baseline_stays_one_and_is_trained_once(
     assert ours["test/loss"] == alone["test/loss"]  # bitwise the baseline
 
 
+@pytest.mark.slow
+def test_a_sweep_in_a_used_directory_takes_nothing_from_the_one_before(
+    command: Command, tmp_path: Path
+) -> None:
+    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    done = command("-m", *QUICK, "method=kd,ce", sweep)
+    assert done.returncode == 0, done.stderr
+    before = [(tmp_path / "sweep" / job / "metrics.json").read_text() for job in "01"]
+    done = command("-m", *QUICK, "method=ce,kd", sweep)
+    assert done.returncode == 0, done.stderr
+    found = [facts(tmp_path / "sweep" / job) for job in "01"]
+    assert [(f["role"], f.get("same_as")) for f in found] == [("baseline", None), ("student", None)]
+    after = [(tmp_path / "sweep" / job / "metrics.json").read_text() for job in "01"]
+    losses = [[json.loads(text)["test/loss"] for text in texts] for texts in (before, after)]
+    assert losses[1] == losses[0][::-1]
+    failed = command("-m", *QUICK, "method=ce,kd", "data.val_size=99999", sweep)
+    assert failed.returncode == 1
+    assert "2 of 2 jobs failed" in failed.stderr
+
+
+@pytest.mark.slow
+def test_baselines_that_differ_are_all_trained(command: Command, tmp_path: Path) -> None:
+    done = command(
+        *("-m", *QUICK, "method=ce", "optimizer._target_=torch.optim.Adam,torch.optim.AdamW"),
+        *("optimizer.weight_decay=0.5", "data.seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [facts(tmp_path / "sweep" / str(i)).get("same_as") for i in range(4)] == [None] * 4
+
+
+@pytest.mark.parametrize("name", ["r a", "r,b", "r{c}", "r=e", "r(h)", "rü"])
+def test_paths_with_signs_of_hydras_grammar_are_resumed(name: str, tmp_path: Path) -> None:
+    (tmp_path / name / ".hydra").mkdir(parents=True)
+    (tmp_path / name / ".hydra" / "overrides.yaml").write_text("- method=ce\n")
+    words = arranged(["train.py", f"resume={tmp_path / name}"])[1:]
+    parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(words)}
+    assert str(parsed["resume"]).strip("'") == str(tmp_path / name)
+    assert str(parsed["hydra.run.dir"]).strip("'") == str(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("typed", "methods"),
     [
@@ -133,4 +174,4 @@ def test_a_run_without_recorded_overrides_is_not_resumed_as_the_default(tmp_path
         with pytest.raises(UserError, match="does not record the overrides"):
             arranged(["train.py", f"resume={tmp_path}"])
     file.write_text("[]\n")
-    assert f"resume={tmp_path}" in arranged(["train.py", f"resume={tmp_path}"])
+    assert f"resume='{tmp_path}'" in arranged(["train.py", f"resume={tmp_path}"])

@@ -189,4 +189,6 @@ def test_other_network_is_refused_and_run_stays_unchanged(lives: dict[str, Lives
     )
     assert refused.stderr.count("\n") == 1
     assert "Traceback" not in refused.stdout
+    logs = [files.pop("train.log") for files in (before, after)]
+    assert logs[1].startswith(logs[0])  # the only file to which anything is added
     assert after == before

@@ -20,7 +20,10 @@ CONFIG: dict[str, dict[str, Any]] = {
     "method": {"alpha": 0.5, "temperature": 5.0, "response": "soft_targets"},
     "student": {"width": 16},
     "teacher": {"width": 32},
-    "data": {"batch_size": 16, "root": "data"},
+    "data": {
+        "_target_": "kd_lightning.data.digits.DigitsDataModule",
+        **{"batch_size": 16, "root": "data"},
+    },
     "optimizer": {"lr": 0.001},
     "trainer": {"max_epochs": 8, "devices": 1},
     "cache": {"dtype": "float32"},

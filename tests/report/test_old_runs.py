@@ -34,7 +34,11 @@ def write_old_run(folder: Path, method: str, seed: int, **changes: Any) -> Path:
         **{"seed": seed, "model": model, "student": student, "method": METHODS[method]},
         "scheduler": {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0},
         "trainer": {"max_epochs": 2, "default_root_dir": str(folder)},
-        **{"data": {"root": str(folder), "batch_size": 16}, "chain": None, **changes},
+        "data": {
+            "_target_": "kd_lightning.data.digits.DigitsDataModule",
+            **{"root": str(folder), "batch_size": 16},
+        },
+        **{"chain": None, **changes},
     }
     choices = {"method": method, "net@student": "student_cnn", "scheduler": "constant"}
     accuracy = ACCURACIES[method] + (seed + ACCURACIES[method] * seed**2) / 1000

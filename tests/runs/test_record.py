@@ -94,7 +94,6 @@ def test_facts_of_a_student(recorded: Any) -> None:
     "typed",
     [
         ("seed=3",),
-        ("pretrain.seed=3",),  # experiment=compare gives teacher and student one seed
         ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1"),
         ("data.device_resident=true", "data.eval_batch_size=7"),
         ("cache.root=elsewhere", "cache.max_bytes=5", "profile=true", "teacher_store=there"),
@@ -104,6 +103,11 @@ def test_facts_of_a_student(recorded: Any) -> None:
 )
 def test_incidental_settings_are_left_out(recorded: Any, typed: tuple[str, ...]) -> None:
     assert recorded(*typed)["settings"] == recorded()["settings"]
+
+
+def test_what_follows_the_seed_is_left_out(recorded: Any) -> None:
+    first, second = (recorded("pretrain.seed=${seed}", f"seed={s}")["settings"] for s in (3, 4))
+    assert first == second  # as experiment=compare has it
 
 
 def test_paths_in_the_run_directory_are_left_out(recorded: Any) -> None:
@@ -178,7 +182,26 @@ def test_settings_stand_under_the_chosen_option(recorded: Any) -> None:
 
 def test_section_without_an_option_stands_for_its_class() -> None:
     config = {"student": {"_target_": "my.nets.Tiny", "width": 3, "_partial_": True}}
-    assert settings_of(config, {}, "baseline") == {"student": "Tiny", "student.width": 3}
+    assert settings_of(config, {}, "baseline") == {
+        "student": "Tiny",
+        "student._target_": "my.nets.Tiny",
+        "student.width": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "optimizer._target_=torch.optim.AdamW",
+        "data.seed=7",
+        "pretrain.seed=7",
+        "teacher_ckpt=somewhere",
+        "data.batch_size=4",
+        "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping",
+    ],
+)
+def test_what_changes_a_result_is_a_setting(typed: str, recorded: Any) -> None:
+    assert recorded(typed)["settings"] != recorded()["settings"]
 
 
 @pytest.mark.parametrize(
