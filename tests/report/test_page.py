@@ -265,10 +265,8 @@ def test_further_figures_have_declared_labels(make: Make) -> None:
 def test_diagnostics_of_real_runs_give_all_plots(
     device_sweep: Sweep, digits_run: Path, tmp_path: Path
 ) -> None:
-    for folder, curves in (
-        (device_sweep.folder, ["accuracy_temperature"]),
-        (digits_run, ["learning_curves"]),
-    ):
+    expected = {device_sweep.folder: "accuracy_temperature", digits_run: "learning_curves"}
+    for folder, further in expected.items():
         report_of(folder, out=tmp_path / folder.name)
         drawn = {plot.stem for plot in (tmp_path / folder.name / "plots").iterdir()}
         # a single epoch is not a curve; temperature curves are measured by an optional callback
