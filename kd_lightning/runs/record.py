@@ -86,31 +86,12 @@ def settings_of(
         unresolved: the configuration with its interpolations, which show what follows the seed;
             without it everything called ``seed`` is taken to.
     """
-    named = {name.rpartition("@")[2]: option for name, option in choices.items() if option}
-    sections = sections_of(role)
-    flat: dict[str, Any] = {}
-    for section in sections:
-        value = config.get(section)
-        # The first link of a chain has the role of a teacher but trains the student's network.
-        if role == "teacher" and section == "teacher":
-            value = (config.get("model") or {}).get("net", value)
-        flat |= dict(_leaves(value, section))
-    # Paths inside the run directory, such as a callback's folder, differ in every run.
-    home = str(config.get("run_dir") or "")
-    within = re.compile(re.escape(home) + r"(?![^/'\"\],])")  # not runs/10 where this is runs/1
-    flat = {
-        k: v
-        for k, v in flat.items()
-        if not (home and k.startswith("callbacks.") and within.search(str(v)))
-    }
-    # Runs that differ only in their seed are one group, and so in whatever follows it. A seed of
-    # its own is a setting: data.seed=3 is another order of samples.
-    follows = {k for k in flat if k.rpartition(".")[2] == "seed" and _follows_seed(unresolved, k)}
-    flat = {k: v for k, v in flat.items() if k not in follows}
+    flat = _determining(_flat(config, role), str(config.get("run_dir") or ""), unresolved)
     # Callbacks count one by one instead of by option, since those that only observe a run are
     # left out: see shapes_result() in runs/teacher.py.
+    named = {name.rpartition("@")[2]: option for name, option in choices.items() if option}
+    sections = {*sections_of(role)} - {"callbacks"}
     options = {k: v for k, v in named.items() if k.partition(".")[0] in sections}
-    options.pop("callbacks", None)
     if "teacher_from.path" in flat:  # teacher_ckpt= is short for it
         flat["teacher_ckpt"] = flat.pop("teacher_from.path")
     if "teacher_ckpt" in flat:
@@ -119,6 +100,32 @@ def settings_of(
     if role in TAUGHT_BY_NOBODY:
         found = {k: v for k, v in found.items() if not k.startswith(MOOT_WITHOUT_TEACHER)}
     return dict(sorted(found.items()))
+
+
+def _flat(config: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """Return the leaves of the sections that count for a role, by dotted key."""
+    flat: dict[str, Any] = {}
+    for section in sections_of(role):
+        value = config.get(section)
+        # The first link of a chain has the role of a teacher but trains the student's network.
+        if role == "teacher" and section == "teacher":
+            value = (config.get("model") or {}).get("net", value)
+        flat |= dict(_leaves(value, section))
+    return flat
+
+
+def _determining(
+    flat: Mapping[str, Any], run_dir: str, unresolved: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Drop what differs between runs of the same training: places and the run's seed."""
+    # Paths inside the run directory, such as a callback's folder, differ in every run.
+    within = re.compile(re.escape(run_dir) + r"(?![^/'\"\],])")  # not runs/10 where this is runs/1
+    placed = {k for k, v in flat.items() if k.startswith("callbacks.") and within.search(str(v))}
+    # Runs that differ only in their seed are one group, and so in whatever follows it. A seed of
+    # its own is a setting: data.seed=3 is another order of samples.
+    follows = {k for k in flat if k.rpartition(".")[2] == "seed" and _follows_seed(unresolved, k)}
+    dropped = follows | (placed if run_dir else set())
+    return {k: v for k, v in flat.items() if k not in dropped}
 
 
 def sections_of(role: str) -> tuple[str, ...]:

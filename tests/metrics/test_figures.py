@@ -1,7 +1,9 @@
 """Tests of the declared figures: unique names, and every stored key is one of them."""
 
 import math
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -150,3 +152,11 @@ def test_values_are_shown_with_their_unit(value: float, unit: Unit, text: str) -
 def test_unit_is_that_of_the_figure() -> None:
     assert show("val/teacher_class_accuracy_3", 0.5) == "50.00 %"
     assert show("unknown", 0.5) == "0.5000"
+
+
+def test_the_table_in_the_readme_has_every_figure_with_its_unit() -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\| ", text, re.MULTILINE))
+    for figure in DECLARED:
+        name = f"{figure.name}_CLASS" if figure.kind == "per class" else figure.name
+        assert rows[name].strip() == figure.unit, name
