@@ -250,7 +250,7 @@ def test_unknown_option_is_reported_by_hydra(alone: dict[str, Outcome]) -> None:
         (
             "two_processes",
             "the loss is not finite at step 2: loss=nan, hard=nan, response=nan; try a lower "
-            "optimizer.lr; no epoch had ended yet",
+            "optimizer.lr; no checkpoint has been saved yet",
         ),
     ],
 )

@@ -23,7 +23,10 @@ def kept(*typed: str) -> DictConfig:
         words = ["data=digits", "run_dir=here", "hydra.mode=RUN", *typed]
         cfg = compose("train", words, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        return keep_name(cfg)
+        try:
+            return keep_name(cfg)
+        finally:
+            HydraConfig.instance().cfg = None  # other tests run without a command
 
 
 @pytest.mark.parametrize(
