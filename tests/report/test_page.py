@@ -22,6 +22,8 @@ from kd_lightning.report.read import read_runs
 from kd_lightning.report.verdicts import headline
 from kd_lightning.utils.errors import UserError
 
+pytestmark = pytest.mark.slow  # drawing the plots takes a second a page
+
 CE, KD = {"method": "ce"}, {"method": "kd", "gain": 0.01}
 DIAGNOSTIC = ["reliability", "class_probabilities", "temperature", "class_similarity"]
 HOSTILE = "<script>alert(1)</script>|[x](http://evil.example)`$\\frac$_&\"'"
