@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_lightning.runs.build import make
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.processes import chosen_options, option_alone
-from kd_lightning.runs.record import TAUGHT_BY_NOBODY
+from kd_lightning.runs.record import ROLES_WITHOUT_TEACHER
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import FACTS, METRICS, read_json
 
@@ -104,7 +104,7 @@ def twin_of(record: Mapping[str, Any], run_dir: Path) -> Path | None:
         run_dir: of the job.
     """
     hydra = HydraConfig.get()
-    if hydra.mode is not RunMode.MULTIRUN or record["role"] not in TAUGHT_BY_NOBODY:
+    if hydra.mode is not RunMode.MULTIRUN or record["role"] not in ROLES_WITHOUT_TEACHER:
         return None  # what a sweep varies has an effect on all others
     started = Path(hydra.sweep.dir) / "multirun.yaml"  # which Hydra writes as a sweep starts
     same = ("role", "task", "settings", "seed", "processes")

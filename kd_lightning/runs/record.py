@@ -49,23 +49,23 @@ OWN_DATA = "kd_lightning.data."  # datamodules whose `root` only says where the 
 
 # Sections of a configuration that determine the result of a run, by its role.
 TRAINING = ("optimizer", "lr_scheduler", "trainer", "callbacks", "data", "augment", "task")
-OF_A_TEACHER = ("teacher", *TRAINING)
-OF_A_BASELINE = ("student", "method", "model", *TRAINING)
+TEACHER_SECTIONS = ("teacher", *TRAINING)
+BASELINE_SECTIONS = ("student", "method", "model", *TRAINING)
 
-OF_A_STUDENT = (
-    *OF_A_BASELINE,
+STUDENT_SECTIONS = (
+    *BASELINE_SECTIONS,
     *("teacher", "teacher_from", "teacher_ckpt", "pretrain", "cache", "chain"),
 )
 
 # Settings without effect where there is no teacher. α is kept: α = 0 is a point of its curve.
-MOOT_WITHOUT_TEACHER = ("method.temperature", "method.response", "method.ensemble")
+UNUSED_WITHOUT_TEACHER = ("method.temperature", "method.response", "method.ensemble")
 # Sections that interpolations repeat inside of others.
 REPEATED = (
     *("model.net", "model.student", "model.teacher", "model.objective", "model.optimizer"),
     *("model.lr_scheduler", "data.augment", "pretrain.model", "chain.first"),
 )
 
-TAUGHT_BY_NOBODY = ("baseline", "control: label_smoothing")
+ROLES_WITHOUT_TEACHER = ("baseline", "control: label_smoothing")
 
 
 def settings_of(
@@ -97,8 +97,8 @@ def settings_of(
     if "teacher_ckpt" in flat:
         options["teacher_from"] = "checkpoint"
     found = {**flat, **{k: v for k, v in options.items() if not k.startswith(REPEATED)}}
-    if role in TAUGHT_BY_NOBODY:
-        found = {k: v for k, v in found.items() if not k.startswith(MOOT_WITHOUT_TEACHER)}
+    if role in ROLES_WITHOUT_TEACHER:
+        found = {k: v for k, v in found.items() if not k.startswith(UNUSED_WITHOUT_TEACHER)}
     return dict(sorted(found.items()))
 
 
@@ -131,8 +131,8 @@ def _determining(
 def sections_of(role: str) -> tuple[str, ...]:
     """Return the sections of a configuration that determine the result of a run of a role."""
     if role == "teacher":
-        return OF_A_TEACHER
-    return OF_A_BASELINE if role in TAUGHT_BY_NOBODY else OF_A_STUDENT
+        return TEACHER_SECTIONS
+    return BASELINE_SECTIONS if role in ROLES_WITHOUT_TEACHER else STUDENT_SECTIONS
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

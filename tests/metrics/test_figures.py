@@ -25,7 +25,7 @@ CLASSES = range(10)
 # The keys of metrics.json as version 0.1 wrote them, by kind of run.
 COSTS = ["parameters", "bytes", "multiply_adds", "latency_ms", "seconds", "epochs"]
 OF_A_SPLIT = ["accuracy", "loss", "ece", "brier"]
-OF_A_STUDENT = [
+STUDENT_SECTIONS = [
     *("teacher_accuracy", "agreement", "teacher_loss", "teacher_ece", "teacher_brier"),
     *("kl_teacher", "kl_teacher_t", "inherited_errors"),
 ]
@@ -36,7 +36,7 @@ OLD_KEYS = {
         *COSTS,
     ],
     "student": [
-        *(f"{split}/{name}" for split in ("val", "test") for name in OF_A_STUDENT),
+        *(f"{split}/{name}" for split in ("val", "test") for name in STUDENT_SECTIONS),
         *(f"{split}/teacher_class_accuracy_{c}" for split in ("val", "test") for c in CLASSES),
         *(f"{split}/class_agreement_{c}" for split in ("val", "test") for c in CLASSES),
         *("teacher_parameters", "teacher_bytes", "teacher_multiply_adds", "teacher_latency_ms"),
