@@ -10,7 +10,6 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
@@ -20,7 +19,12 @@ from torch import Tensor, nn
 from kd_lightning.losses.response import soft_targets
 from kd_lightning.nets.ensemble import MEANS, Ensemble
 from kd_lightning.nets.taps import Outputs
-from kd_lightning.schedules import LearnedTemperature, Schedule, as_schedule
+from kd_lightning.schedules import (
+    LearnedTemperature,
+    Schedule,
+    checked_schedule,
+    weight_schedule,
+)
 from kd_lightning.transfer.term import Rows, Term
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.networks import Inputs
@@ -73,16 +77,18 @@ class Objective(nn.Module):
         super().__init__()
         # With an explicit hard_weight the two weights need not sum to one.
         most = 1 if hard_weight is None else math.inf
-        self.alpha = _weight("alpha", alpha, "weight of the response loss", most)
+        self.alpha = weight_schedule("alpha", alpha, "weight of the response loss", most)
         self.temperature = (
             temperature
             if isinstance(temperature, LearnedTemperature)
-            else _schedule("temperature", temperature, lambda t: t > 0, "be a positive number")
+            else checked_schedule(
+                "temperature", temperature, lambda t: t > 0, "be a positive number"
+            )
         )
         self.hard_weight = (
             (lambda epoch: 1 - self.alpha(epoch))
             if hard_weight is None
-            else _weight("hard_weight", hard_weight, "weight of the labels")
+            else weight_schedule("hard_weight", hard_weight, "weight of the labels")
         )
         _check_options(ensemble, label_smoothing)
         self.mean_of_teachers, self.label_smoothing = MEANS[ensemble], label_smoothing
@@ -99,7 +105,7 @@ class Objective(nn.Module):
         used = {k: t for k, t in _by_name(transfer).items() if _is_used(k, t)}
         self.transfer = nn.ModuleDict(used)
         self.weights = {
-            name: _weight(f"transfer.{name}.weight", term.weight, "weight of the term")
+            name: weight_schedule(f"transfer.{name}.weight", term.weight, "weight of the term")
             for name, term in used.items()
         }
         self.has_layers = bool(used) or isinstance(temperature, LearnedTemperature)
@@ -321,31 +327,3 @@ def _is_used(name: str, term: Any) -> bool:
             "kd_lightning.transfer"
         )
     return callable(term.weight) or term.weight != 0
-
-
-def _weight(name: str, value: Any, what: str, most: float = math.inf) -> Schedule:
-    wanted = "be at least 0" if most == math.inf else f"lie in 0…{most}"
-    return _schedule(name, value, lambda weight: 0 <= weight <= most, f"{wanted} ({what})")
-
-
-def _number(value: Any) -> Any:
-    """A number, also out of a tensor that holds one; anything else is refused where it is used."""
-    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else value
-
-
-def _schedule(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> Schedule:
-    """Return a schedule that checks its value at every call."""
-    schedule = as_schedule(_number(value))
-
-    def checked(epoch: float) -> float:
-        number = schedule(epoch)
-        if not (isinstance(number, Real) and math.isfinite(number) and fits(float(number))):
-            raise UserError(f"method.{name} must {wanted}, got {number}")
-        return number
-
-    checked(0.0)
-    if callable(value) and getattr(value, "__module__", "") != as_schedule.__module__:
-        return checked  # a user's own function need not have a final value
-    # The final value is checked before training, not after a night of it.
-    checked(math.inf)
-    return checked

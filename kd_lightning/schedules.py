@@ -6,6 +6,8 @@ third epoch. A temperature may also be learned, in opposition to the student (CT
 
 import math
 from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +72,45 @@ def _share(epoch: float, epochs: float) -> float:
     return min(epoch / epochs, 1.0) if epochs > 0 else 1.0
 
 
-def as_schedule(value: float | Schedule) -> Schedule:
-    """Return a number as a constant schedule, and a schedule unchanged."""
+def as_schedule(value: float | Tensor | Schedule) -> Schedule:
+    """Return a number, or a tensor of one, as a constant schedule, and a schedule unchanged."""
+    if isinstance(value, Tensor):
+        return constant(float(value) if value.numel() == 1 else math.nan)
     return value if callable(value) else constant(value)
+
+
+def checked_schedule(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> Schedule:
+    """Return a schedule that checks its value at every call, and now at its start and end.
+
+    Args:
+        name: of the setting, for the error.
+        value: a number or a schedule.
+        fits: whether a value is allowed.
+        wanted: what is allowed, for the error, as in "be a positive number".
+
+    Raises:
+        UserError: if a value is not a finite number that fits.
+    """
+    schedule = as_schedule(value)
+
+    def checked(epoch: float) -> float:
+        number = schedule(epoch)
+        if not (isinstance(number, Real) and math.isfinite(number) and fits(float(number))):
+            raise UserError(f"method.{name} must {wanted}, got {number}")
+        return number
+
+    checked(0.0)
+    if callable(value) and getattr(value, "__module__", "") != __name__:
+        return checked  # a user's own function need not have a final value
+    # The final value is checked before training, not after a night of it.
+    checked(math.inf)
+    return checked
+
+
+def weight_schedule(name: str, value: Any, what: str, most: float = math.inf) -> Schedule:
+    """Return a checked schedule of a weight from 0 to ``most``; ``what`` it weighs is named."""
+    wanted = "be at least 0" if most == math.inf else f"lie in 0…{most}"
+    return checked_schedule(name, value, lambda x: 0 <= x <= most, f"{wanted} ({what})")
 
 
 class LearnedTemperature(nn.Module):

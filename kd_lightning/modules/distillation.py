@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.data.types import Batch
-from kd_lightning.modules.base import BaseModule, NetFactory, with_channels_last
+from kd_lightning.modules.base import BaseModule, NetFactory
 from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
+from kd_lightning.nets.memory_format import with_channels_last
 from kd_lightning.nets.taps import Outputs, dry_run, tapped
 from kd_lightning.objective import Objective
 from kd_lightning.teachers.cache import CachedOutputs, TeacherCache, run_teacher

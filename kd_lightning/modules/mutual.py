@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from kd_lightning.data.types import Batch
 from kd_lightning.metrics.cost import count_parameters
 from kd_lightning.metrics.evaluation import Evaluation
-from kd_lightning.modules.base import BaseModule, NetFactory, with_channels_last
+from kd_lightning.modules.base import BaseModule, NetFactory
+from kd_lightning.nets.memory_format import with_channels_last
 from kd_lightning.nets.taps import dry_run
 from kd_lightning.objective import Objective
 from kd_lightning.utils.errors import UserError

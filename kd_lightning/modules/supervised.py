@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.data.types import Batch
-from kd_lightning.modules.base import BaseModule, NetFactory, with_channels_last
+from kd_lightning.modules.base import BaseModule, NetFactory
+from kd_lightning.nets.memory_format import with_channels_last
 from kd_lightning.utils.networks import call
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning.data.types import ImageSpec
-from kd_lightning.modules.base import with_channels_last
 from kd_lightning.modules.supervised import TeacherModule
 from kd_lightning.nets.cnn import StudentCNN
+from kd_lightning.nets.memory_format import with_channels_last
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.objective import Objective
 from kd_lightning.tasks import Classification
