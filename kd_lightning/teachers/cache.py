@@ -10,30 +10,26 @@ matching"), arXiv 2106.05237.
 """
 
 import hashlib
-import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from kd_lightning.data.types import Prepared
 from kd_lightning.nets.taps import Outputs, tapped
+from kd_lightning.teachers.cache_files import Compute, Tables, find_or_compute
 from kd_lightning.utils.divergence import kl_divergence
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.files import crc32, write_atomically, write_text
 from kd_lightning.utils.hashing import sources
 from kd_lightning.utils.networks import Inputs, apply, fitting
 
 log = logging.getLogger(__name__)
 
-Tables = dict[str, Tensor]
-Compute = Callable[[list[str]], dict[str, Tables]]  # computes the tables of the named outputs
 FORMAT = 3  # version of the files, a part of their key: files of other versions are not read
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 # Tables of up to this many bytes are copied to the student's device at the first read. Copying
@@ -154,7 +150,7 @@ class TeacherCache:
         if self.root is None:
             return compute(wanted)
         try:
-            return _find_on_disk(self.root, key, wanted, compute)
+            return find_or_compute(self.root, key, wanted, compute)
         except OSError as error:  # a full or read-only disk costs time, but must not end a run
             log.warning("teacher outputs stay in memory: %s (see cache.root=)", error)
             return compute(wanted)
@@ -272,40 +268,3 @@ def _report_error(name: str, error: float) -> None:
 
 def _size(tables: Tables) -> int:
     return sum(table.nbytes for table in tables.values())
-
-
-def _find_on_disk(root: Path, key: str, wanted: list[str], compute: Compute) -> dict[str, Tables]:
-    root.mkdir(parents=True, exist_ok=True)
-    files = {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
-    with FileLock(root / f"{key}.lock"):  # one process computes, the others wait
-        if missing := [name for name in wanted if not _is_whole(files[name])]:
-            computed = compute(missing)
-            for name, tables in computed.items():
-                _write(files[name], tables)
-    # Mapped, so the processes of a sweep share one copy in the page cache. weights_only, since
-    # the folder may be shared, and loading a pickle would run code of whoever wrote it.
-    return {n: torch.load(f, mmap=True, weights_only=True) for n, f in files.items()}
-
-
-def _write(file: Path, tables: Tables) -> None:
-    write_atomically(file, lambda stream: torch.save(tables, stream))
-    # torch.load does not verify the checksums inside its archive: a flipped byte would silently
-    # become a wrong logit.
-    write_text(file.with_suffix(".json"), json.dumps(_summary(file)))
-
-
-def _is_whole(file: Path) -> bool:
-    """Return whether a file exists and matches its checksum; warn if it is damaged."""
-    if not file.is_file():
-        return False
-    try:
-        whole = json.loads(file.with_suffix(".json").read_text()) == _summary(file)
-    except (OSError, ValueError):
-        whole = False
-    if not whole:
-        log.warning("the cache file %s is damaged: its outputs are computed again", file)
-    return whole
-
-
-def _summary(file: Path) -> dict[str, int]:
-    return {"crc32": crc32(file), "bytes": file.stat().st_size}
