@@ -78,13 +78,7 @@ class Objective(nn.Module):
         # With an explicit hard_weight the two weights need not sum to one.
         most = 1 if hard_weight is None else math.inf
         self.alpha = weight_schedule("alpha", alpha, "weight of the response loss", most)
-        self.temperature = (
-            temperature
-            if isinstance(temperature, LearnedTemperature)
-            else checked_schedule(
-                "temperature", temperature, lambda t: t > 0, "be a positive number"
-            )
-        )
+        self.temperature = _temperature(temperature)
         self.hard_weight = (
             (lambda epoch: 1 - self.alpha(epoch))
             if hard_weight is None
@@ -290,6 +284,12 @@ class Objective(nn.Module):
         given = {"z_s": z_s, "z_t": z_t, "temperature": temperature, "target": target}
         given["index"] = index
         return self.response(**{k: v for k, v in given.items() if k in self._response_takes})
+
+
+def _temperature(value: Any) -> Schedule | LearnedTemperature:
+    if isinstance(value, LearnedTemperature):
+        return value
+    return checked_schedule("temperature", value, lambda t: t > 0, "be a positive number")
 
 
 def _check_options(ensemble: str, label_smoothing: float) -> None:
