@@ -137,6 +137,20 @@ def command(environment: dict[str, str]) -> Command:
     return run
 
 
+def run_script(script: Path, *arguments: str | Path, cwd: Path | None = None) -> str:
+    """Run a Python script in a process of its own, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="session")
 def digits_run(command: Command, shared: Path) -> Path:
     """The run directory of a student distilled on the digits for two epochs.

@@ -1,8 +1,5 @@
 """Tests of the Python API as a Lightning user meets it: no Hydra, no factory, no specification."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import run_script
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -349,6 +347,12 @@ def test_fit_works_again_after_validate(loader: DataLoader[Any]) -> None:
     trainer().fit(module, loader, loader)
 
 
+def test_several_dataloaders_at_once_are_one_line(loader: DataLoader[Any]) -> None:
+    module = DistillationModule(network(4), network(8))
+    with pytest.raises(UserError, match="several test dataloaders at once"):
+        trainer().test(module, [loader, loader], verbose=False)
+
+
 def test_mutual_learning_of_ready_made_networks(loader: DataLoader[Any]) -> None:
     module = MutualModule({"first": network(4), "second": network(8, seed=1)})
     before = [net[0].weight.clone() for net in module.students.values()]
@@ -429,15 +433,7 @@ def test_the_script_of_the_readme_on_two_processes(form: str, tmp_path: Path) ->
             "def network",
         ).replace("module = DistillationModule", "module = Mine")
     (tmp_path / "mine.py").write_text(script)
-    done = subprocess.run(
-        [sys.executable, "mine.py"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("accuracy")]
+    printed = run_script(tmp_path / "mine.py", cwd=tmp_path)
+    (line,) = [line for line in printed.splitlines() if line.startswith("accuracy")]
     _, logged, computed = line.split()
     assert logged == computed

@@ -204,11 +204,13 @@ class BaseModule(L.LightningModule):
         kept = f"the last good checkpoint is {best}" if best else "no checkpoint has been saved yet"
         return f"the loss is not finite at {what}; try a lower optimizer.lr; {kept}"
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        return self._evaluation_step(batch, "val")
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
+        return self._evaluation_step(batch, "val", dataloader_idx)
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        return self._evaluation_step(batch, "test")
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        return self._evaluation_step(batch, "test", dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return probabilities, B×C or B×L×C, for batches with or without labels."""
@@ -222,7 +224,12 @@ class BaseModule(L.LightningModule):
             inputs = {name: x for name, x in inputs.items() if name not in ("index", "share")}
         return self(inputs).float().softmax(-1)
 
-    def _evaluation_step(self, batch: Any, split: str) -> dict[str, Any]:
+    def _evaluation_step(self, batch: Any, split: str, dataloader_idx: int) -> dict[str, Any]:
+        if dataloader_idx:  # their figures would be mixed, under one name
+            raise UserError(
+                f"several {split} dataloaders at once: evaluate one at a time, as in "
+                "trainer.validate(module, dataloader)"
+            )
         batch = as_batch(batch)
         outputs = self.evaluate(batch)
         self.measure(outputs, split)

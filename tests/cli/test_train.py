@@ -316,7 +316,6 @@ def test_other_precisions_train_and_measure(
     expected = accuracy(*recompute(tmp_path, "test", train_fraction=0.3))
     metrics = read_metrics(tmp_path)
     assert metrics["test/accuracy"] == pytest.approx(expected, abs=max(tolerance, 1e-7))
-    assert metrics["latency_ms"] > 0
 
 
 def test_untrained_teacher_works_with_methods_on_layers(command: Command, tmp_path: Path) -> None:

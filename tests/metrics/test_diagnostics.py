@@ -6,23 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+from samples import LOGITS, TARGET, TEACHER, cross_entropy
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
 from kd_lightning.metrics.diagnostics import MOST_TABULATED, Diagnostics
 from kd_lightning.nets.ensemble import mean_probabilities
-
-# Six samples of three classes. The student is right on 0 and 4, the teacher on 0, 1, 3 and 4; they
-# agree on 0 and 4 and, wrongly, on 5.
-LOGITS = torch.tensor([[2.0, 0, 0], [0, 0, 1], [0, 3, 0], [1, 0, 0], [0, 4, 0], [1, 0, 0]])
-TEACHER = torch.tensor([[1.0, 0, 0], [0, 5, 0], [2, 0, 0], [0, 3, 0], [0, 1, 0], [2, 1, 0]])
-TARGET = torch.tensor([0, 1, 2, 1, 1, 2])
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> float:
-    rows = zip(logits.tolist(), target.tolist(), strict=True)
-    losses = [math.log(sum(math.exp(z) for z in row)) - row[y] for row, y in rows]
-    return sum(losses) / len(losses)
 
 
 def softmax(z: list[float], temperature: float = 1.0) -> list[float]:

@@ -1,25 +1,10 @@
 """Tests of the figures of one pass, against values computed by hand."""
 
-import math
-
 import pytest
 import torch
-from torch import Tensor
+from samples import LOGITS, TARGET, TEACHER, cross_entropy
 
 from kd_lightning.metrics.evaluation import Evaluation
-from kd_lightning.modules.base import StepTerms
-
-# Six samples of three classes. The student is right on 0 and 4, the teacher on 0, 1, 3 and 4; they
-# agree on 0 and 4 and, wrongly, on 5.
-LOGITS = torch.tensor([[2.0, 0, 0], [0, 0, 1], [0, 3, 0], [1, 0, 0], [0, 4, 0], [1, 0, 0]])
-TEACHER = torch.tensor([[1.0, 0, 0], [0, 5, 0], [2, 0, 0], [0, 3, 0], [0, 1, 0], [2, 1, 0]])
-TARGET = torch.tensor([0, 1, 2, 1, 1, 2])
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> float:
-    rows = zip(logits.tolist(), target.tolist(), strict=True)
-    losses = [math.log(sum(math.exp(z) for z in row)) - row[y] for row, y in rows]
-    return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("sizes", [(6,), (5, 1), (1, 1, 4), (3, 0, 3)])
@@ -73,28 +58,3 @@ def test_state_stays_in_float32_in_a_half_precision_module() -> None:
     # each batch's loss is rounded to bfloat16, 8 bits; the sum over 400 batches adds no error
     assert result["loss"].item() == pytest.approx(cross_entropy(LOGITS, TARGET), rel=2**-8)
     assert result["accuracy"].item() == pytest.approx(2 / 6)
-
-
-def test_step_terms_are_means_since_the_last_flush() -> None:
-    terms = StepTerms()
-    for loss, hard in [(1.0, 2.0), (3.0, 6.0), (5.0, 1.0)]:
-        terms.add({"loss": torch.tensor(loss, requires_grad=True), "hard": torch.tensor(hard)})
-    assert terms.flush(3) == {"loss": 3.0, "hard": 3.0}
-    assert terms.flush(3) == {}
-    terms.add({"loss": torch.tensor(7.0), "hard": torch.tensor(8.0)})
-    assert terms.flush(4) == {"loss": 7.0, "hard": 8.0}
-
-
-def test_step_terms_are_detached() -> None:
-    terms = StepTerms()
-    terms.add({"loss": torch.tensor(1.0, requires_grad=True) * 2})
-    assert not any(term.requires_grad for term in terms.rows[0])
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_step_terms_name_the_first_step_that_is_not_finite(bad: float) -> None:
-    terms = StepTerms()
-    for hard in (1.0, 2.0, bad, 4.0, bad):  # the steps 96 to 100
-        terms.add({"loss": torch.tensor(0.5 + hard), "hard": torch.tensor(hard)})
-    with pytest.raises(FloatingPointError, match=rf"^step 98: loss={bad:g}, hard={bad:g}$"):
-        terms.flush(100)

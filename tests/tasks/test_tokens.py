@@ -1,15 +1,13 @@
 """Tests of the task interface through a token classifier, against loops over unpadded tokens."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import run_script
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tokens import (
@@ -171,14 +169,7 @@ def test_shares_make_accumulated_batches_equal_to_one(parts: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one_and_measure_all_tokens(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(SCRIPT, tmp_path)
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)
     module, data = module_of("kd", TeacherCache(None)), TokenData()
     trainer_of(precision="64-true").fit(module, data)

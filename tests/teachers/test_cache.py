@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import run_script
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -109,14 +109,7 @@ def test_cached_equals_live_with_shuffling_and_augmentation(data, teacher, tmp_p
 
 @pytest.mark.slow
 def test_cached_equals_live_under_ddp(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(SCRIPT, tmp_path)
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [f["world_size"] for f in found] == [2, 2]
     assert all(f["worst"] < 1e-6 and f["compared"] == f["steps"] > 0 for f in found)
