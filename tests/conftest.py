@@ -142,7 +142,7 @@ def run_script(script: Path, *arguments: str | Path, cwd: Path | None = None) ->
     done = subprocess.run(
         [sys.executable, str(script), *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
         timeout=300,
