@@ -289,7 +289,9 @@ class Objective(nn.Module):
 def _temperature(value: Any) -> Schedule | LearnedTemperature:
     if isinstance(value, LearnedTemperature):
         return value
-    return checked_schedule("temperature", value, lambda t: t > 0, "be a positive number")
+    # Outside of this range T² or z/T leave that of float32.
+    wanted = "be a positive number in 1e-15…1e15"
+    return checked_schedule("temperature", value, lambda t: 1e-15 <= t <= 1e15, wanted)
 
 
 def _check_options(ensemble: str, label_smoothing: float) -> None:

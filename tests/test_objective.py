@@ -139,7 +139,10 @@ def test_transfer_terms_are_summed_by_their_weights(batch: tuple[Tensor, Tensor,
             "method.transfer.mine is a Linear, not a transfer term",
         ),
         ({"alpha": None}, r"method.alpha must lie in 0…1 .*, got None"),
-        ({"temperature": "4x"}, "method.temperature must be a positive number, got 4x"),
+        (
+            {"temperature": "4x"},
+            "method.temperature must be a positive number in 1e-15…1e15, got 4x",
+        ),
         ({"transfer": {"mine": Gap("a", "c", weight="1k")}}, "transfer.mine.weight .* got 1k"),
         ({"temperature": LearnedTemperature(), "alpha": 0.0}, "needs method.alpha above 0"),
         ({"temperature": LearnedTemperature(), "response": logit_mse}, "takes a temperature"),
@@ -154,7 +157,9 @@ def test_schedule_may_be_undefined_after_the_training() -> None:
     steps = [4.0, 3.0, 0.0]
     temperature = Objective(temperature=lambda epoch: steps[int(epoch)]).temperature
     assert [temperature(0.5), temperature(1.0)] == [4.0, 3.0]
-    with pytest.raises(UserError, match=r"method.temperature must be a positive number, got 0\.0"):
+    with pytest.raises(
+        UserError, match=r"method.temperature must be a positive number in 1e-15…1e15, got 0\.0"
+    ):
         temperature(2.0)
 
 
@@ -219,7 +224,9 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, NAN, INF, -INF, linear(4, 0, epochs=2)])
 def test_temperature_must_be_positive_and_finite(temperature: Any) -> None:
-    with pytest.raises(UserError, match=r"method\.temperature must be a positive number, got"):
+    with pytest.raises(
+        UserError, match=r"method\.temperature must be a positive number in 1e-15…1e15, got"
+    ):
         Objective(temperature=temperature)
 
 

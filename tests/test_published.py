@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.objective import Objective
 from kd_lightning.runs.build import make
 from kd_lightning.transfer.crd import CRD

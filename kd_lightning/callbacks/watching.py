@@ -5,6 +5,9 @@ it. Such callbacks are left out of a teacher's key and of the settings in ``run.
 the attribute, a callback is assumed to change the result.
 """
 
+from typing import Any
+
+from lightning import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
 
@@ -17,9 +20,13 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class LearningRate(LearningRateMonitor):
-    """Log the learning rate."""
+    """Log the learning rate, if there is a logger."""
 
     shapes_result = False
+
+    def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.loggers:
+            super().on_train_start(trainer, *args, **kwargs)
 
 
 class ProgressBar(TQDMProgressBar):

@@ -12,10 +12,11 @@ from torch import nn
 
 from kd_lightning.cli.console import console
 from kd_lightning.cli.launch import find_plugins, quieten, run_job
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.metrics.cost import count_parameters, multiply_adds
 from kd_lightning.nets.taps import embedding, layers, pairs
 from kd_lightning.runs.build import build_data, build_task, make
+from kd_lightning.runs.checks import check_section
 from kd_lightning.utils.networks import Inputs
 
 
@@ -29,11 +30,13 @@ def main(cfg: DictConfig) -> None:
 
 def inspect(cfg: DictConfig) -> float:
     """Print both configured networks and the proposed pairs of layers."""
+    for section in ("task", "data", "student", "teacher"):
+        check_section(cfg, section)
     task = build_task(cfg, build_data(cfg))
     example = task.example()
     assert example is not None
     sample = example.inputs
-    nets = {name: task.build(make(cfg[name])) for name in ("student", "teacher")}
+    nets = {name: task.build(make(cfg[name], name)) for name in ("student", "teacher")}
     print_side_by_side([network_table(name, net, sample) for name, net in nets.items()])
     for line in proposals(nets["student"], nets["teacher"], sample):
         console().print(line, soft_wrap=True, highlight=False, markup=False)

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 
 from kd_lightning.cli.console import print_line, print_table
+from kd_lightning.cli.explain import explain, wants_tracebacks
+from kd_lightning.cli.paths import CONF
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.runs.directory import lock
 from kd_lightning.runs.legacy import facts_of_old_run
@@ -37,12 +36,9 @@ IRRELEVANT_WARNINGS = (
     r".*smaller than the logging interval.*",
     r".*exists and is not empty.*",  # expected of the checkpoint folder of a resumed run
     r".*LeafSpec.*is deprecated.*",
+    r".*Sparse invariant checks.*",  # of a checkpoint that is refused
     r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
 )
-
-PACKAGE = Path(__file__).resolve().parent.parent
-# A wheel contains conf/ inside the package; in a clone it lies beside the package.
-CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 
 ERROR = "error.txt"  # in the directory of a failed job of a sweep
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
@@ -74,7 +70,7 @@ def run_job(job: Callable[[], float]) -> float:
         _stop(str(interruption) or "interrupted", getattr(interruption, "code", INTERRUPTED))
     except Exception as error:
         message = explain(error)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if wants_tracebacks():
             raise
         mode = HydraConfig.get().mode
         if message is None and mode is not RunMode.MULTIRUN:
@@ -107,21 +103,6 @@ def _note(name: str, text: str) -> None:
     """Leave a text in the directory of a failed sweep job, where that is possible."""
     with contextlib.suppress(OSError):
         write_text(Path(HydraConfig.get().runtime.output_dir) / name, f"{text}\n")
-
-
-def explain(error: BaseException | None) -> str | None:
-    """Return a message of one line for an error that the user can correct; None for a bug."""
-    # Hydra and Lightning wrap errors, so the chain of causes is searched for a known one.
-    while error is not None:
-        if isinstance(error, UserError | MisconfigurationException | MissingMandatoryValue):
-            return " ".join(str(error).split("\n    ")[0].split())
-        if isinstance(error, ModuleNotFoundError):
-            advice = "" if "install" in str(error) else ": install it, or choose another option"
-            return " ".join(f"{error}{advice}".split())
-        if isinstance(error, InstantiationException) and isinstance(error.__cause__, TypeError):
-            return " ".join(str(error).split())
-        error = error.__cause__
-    return None
 
 
 def find_plugins() -> None:

@@ -12,8 +12,11 @@ import hydra
 from omegaconf import DictConfig
 
 from kd_lightning.cli.console import print_chain, print_run
-from kd_lightning.cli.launch import CONF, arranged, find_plugins, quieten, run_job
+from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
+from kd_lightning.cli.launch import arranged, find_plugins, quieten, run_job
+from kd_lightning.cli.paths import CONF
 from kd_lightning.runs.chain import LINK, Chain
+from kd_lightning.runs.checks import check
 from kd_lightning.runs.job import Job
 from kd_lightning.runs.naming import keep_name
 from kd_lightning.utils.errors import UserError
@@ -35,12 +38,23 @@ def main() -> None:
         sys.argv = arranged(sys.argv)
     except UserError as error:
         sys.exit(f"error: {error}")
-    _hydra_main()
+    # Hydra then raises what is wrong with the command line, instead of printing it over several
+    # lines; run_job() takes care of the jobs' own errors.
+    os.environ.setdefault(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        _hydra_main()
+    except Exception as error:
+        message = explain_composition(error, sys.argv[1:])
+        if message is None or wants_tracebacks():
+            raise
+        sys.exit(f"error: {message}")
 
 
 def _run(cfg: DictConfig) -> dict[str, Any]:
+    check(cfg)
     cfg = keep_name(cfg)
-    return run_chain(cfg) if cfg.chain else train(cfg)
+    return run_chain(cfg) if cfg.chain is not None else train(cfg)
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

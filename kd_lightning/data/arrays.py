@@ -48,6 +48,11 @@ class ArraysDataModule(InMemoryDataModule):
             raise UserError(
                 f"{self.path}: y_train contains a single class; it needs at least two classes"
             )
+        if classes > len(train.target):
+            raise UserError(
+                f"{self.path}: y_train contains label {classes - 1} but has {len(train.target)} "
+                "samples; number the classes from 0 without gaps"
+            )
         if int(test.target.max()) >= classes:
             raise UserError(
                 f"{self.path}: y_test contains label {int(test.target.max())}, "

@@ -75,7 +75,9 @@ class InMemoryDataModule(L.LightningDataModule):
             0 < train_fraction <= 1, f"data.train_fraction must lie in 0…1, got {train_fraction}"
         )
         _check((mean is None) == (std is None), "set both data.mean and data.std, or neither")
-        _check(std is None or min(std) > 0, f"data.std must be positive, got {std}")
+        _check(all(map(math.isfinite, mean or ())), f"data.mean must be finite, got {mean}")
+        is_scale = std is None or all(0 < x < math.inf for x in std)
+        _check(is_scale, f"data.std must be positive, got {std}")
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.split_seed, self.seed = split_seed, seed
         self.label_noise, self.train_fraction = label_noise, train_fraction
@@ -96,6 +98,11 @@ class InMemoryDataModule(L.LightningDataModule):
         if self.splits:
             return
         full, test = self.load()
+        size = min(full.inputs.shape[2:])
+        _check(
+            self.augment.shift < size,
+            f"augment.shift={self.augment.shift} moves images of {size} pixels out of sight",
+        )
         generator = torch.Generator().manual_seed(self.split_seed)
         # Validation first: neither the noise nor the fraction changes which samples it has.
         val_index, train_index = self._cut(len(full.target), generator)

@@ -102,7 +102,13 @@ class ImageSpec(NamedTuple):
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """Create a specification from the values of :meth:`plain`."""
+        """Create a specification from the values of :meth:`plain`.
+
+        Raises:
+            UserError: if they are no such values.
+        """
+        if not isinstance(values, Mapping) or set(values) != set(cls._fields):
+            raise UserError(f"{values!r} is no specification of images: see ImageSpec.plain()")
         as_tuples: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }

@@ -19,6 +19,9 @@ class MLP(nn.Module):
         hidden: sizes of the hidden layers; empty for a linear classifier.
         dropout: probability of dropping a hidden unit, in 0…1.
         input_dropout: probability of dropping an input, in 0…1.
+
+    Raises:
+        ValueError: if a hidden layer has no units, or a probability is out of range.
     """
 
     def __init__(
@@ -30,6 +33,8 @@ class MLP(nn.Module):
         input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if any(size < 1 for size in hidden):
+            raise ValueError(f"hidden sizes must be at least 1, got {list(hidden)}")
         layers: list[nn.Module] = [nn.Flatten()]
         # Only if used: an idle layer here would shift the numbers in the paths of all others.
         if input_dropout:

@@ -5,11 +5,12 @@ import itertools
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
@@ -21,18 +22,29 @@ from kd_lightning.runs.checkpoints import AtomicCheckpointIO
 from kd_lightning.tasks import Task
 from kd_lightning.teachers.cache import TeacherCache
 from kd_lightning.teachers.sources import FromCheckpoint, FromStore, NoTeacher, TeacherSource
-from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.errors import UserError, explaining
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CACHES: dict[str, TeacherCache] = {}  # by their settings, see shared_cache()
 
 
-def make(config: Any) -> Any:
-    """Instantiate a section of the configuration."""
+def make(config: Any, where: str = "the configuration") -> Any:
+    """Instantiate a section of the configuration.
+
+    Args:
+        config: the section.
+        where: its key, for the error.
+
+    Raises:
+        UserError: if the section's class refuses its arguments.
+    """
     # "all" converts to plain lists and dictionaries: a DictConfig that ends up in a checkpoint
     # makes weights_only loading refuse it.
-    return instantiate(config, _convert_="all")
+    with explaining(where):
+        return instantiate(config, _convert_="all")
 
 
 def build_data(cfg: DictConfig) -> L.LightningDataModule:
@@ -41,7 +53,7 @@ def build_data(cfg: DictConfig) -> L.LightningDataModule:
     Raises:
         UserError: if ``data=`` is not a LightningDataModule.
     """
-    data = make(cfg.data)
+    data = make(cfg.data, "data")
     if not isinstance(data, L.LightningDataModule):
         raise UserError(f"data= creates a {type(data).__name__}, not a LightningDataModule")
     # Before any Trainer exists: networks and the teacher's key depend on the data.
@@ -52,7 +64,7 @@ def build_data(cfg: DictConfig) -> L.LightningDataModule:
 
 def build_task(cfg: DictConfig, data: L.LightningDataModule) -> Task:
     """Create the task for the data."""
-    return make(cfg.task)(spec_of(data))
+    return make(cfg.task, "task")(spec_of(data))
 
 
 def spec_of(data: Any) -> Spec:
@@ -83,8 +95,8 @@ def build_source(cfg: DictConfig) -> TeacherSource:
     Raises:
         UserError: if ``teacher_ckpt`` is given, but the module takes no teacher.
     """
-    takes_teacher = getattr(make(cfg.model).func, "takes_teacher", False)
-    named = make(cfg.teacher_from)
+    takes_teacher = getattr(make(cfg.model, "model").func, "takes_teacher", False)
+    named = make(cfg.teacher_from, "teacher_from")
     if takes_teacher and cfg.teacher_ckpt is not None and not isinstance(named, FromStore):
         raise UserError(
             f"teacher_ckpt={cfg.teacher_ckpt} and the teacher_from of this method "
@@ -108,14 +120,15 @@ def build_module(
             "kd_lightning.data.types.Offers)",
             type(data).__name__,
         )
-    module = make(cfg.model)
+    module = make(cfg.model, "model")
     available = {
         "teacher": teacher,
         "labels": getattr(data, "labels", None),
         "cache": shared_cache(cfg),
     }
     takes = inspect.signature(module.func).parameters
-    return module(task=task, **{name: v for name, v in available.items() if name in takes})
+    with explaining("model"):
+        return module(task=task, **{name: v for name, v in available.items() if name in takes})
 
 
 def shared_cache(cfg: DictConfig) -> TeacherCache:
@@ -123,7 +136,7 @@ def shared_cache(cfg: DictConfig) -> TeacherCache:
     # Otherwise each job of a sweep would read and check the teacher's outputs again.
     settings = OmegaConf.to_yaml(cfg.cache, resolve=True)
     if settings not in CACHES:
-        CACHES[settings] = make(cfg.cache)
+        CACHES[settings] = make(cfg.cache, "cache")
     return CACHES[settings]
 
 
@@ -133,16 +146,18 @@ def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
     Raises:
         UserError: if there are more CPU processes than cores.
     """
-    callbacks = list(make(cfg.callbacks).values())
+    callbacks = _all_of(make(cfg.callbacks, "callbacks"), L.Callback, "callbacks")
+    loggers = _all_of(make(cfg.get("logger") or {}, "logger"), Logger, "logger")
     # Without a terminal, a progress bar would only fill a log file.
     is_watched = cfg.trainer.enable_progress_bar and sys.stdout.isatty()
-    trainer = make(cfg.trainer)(
-        callbacks=[c for c in callbacks if is_watched or not isinstance(c, ProgressBar)],
-        logger=list(make(cfg.logger).values()),
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=is_watched,
-        profiler=profiler,
-    )
+    with explaining("trainer"):
+        trainer = make(cfg.trainer, "trainer")(
+            callbacks=[c for c in callbacks if is_watched or not isinstance(c, ProgressBar)],
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=is_watched,
+            profiler=profiler,
+        )
     cores = os.cpu_count() or 1
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
         raise UserError(
@@ -150,3 +165,10 @@ def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
             f"the {cores} cores of this machine; set trainer.devices={cores} or lower"
         )
     return trainer
+
+
+def _all_of(made: dict[str, Any], kind: type[T], section: str) -> list[T]:
+    for name, one in made.items():
+        if not isinstance(one, kind):
+            raise UserError(f"{section}.{name} is a {type(one).__name__}, not a {kind.__name__}")
+    return list(made.values())

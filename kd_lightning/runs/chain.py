@@ -53,7 +53,7 @@ class Chain:
     def __init__(self, cfg: DictConfig, train: Callable[[DictConfig], Any]) -> None:
         self.cfg, self.train = cfg, train
         self.root = Path(cfg.run_dir)
-        if not getattr(make(cfg.model).func, "takes_teacher", False):
+        if not getattr(make(cfg.model, "model").func, "takes_teacher", False):
             raise UserError("a chain needs model=student: each link teaches the next one")
         chain = plain(cfg.chain)
         if "generations" in chain:

@@ -117,6 +117,8 @@ def load_network(net: nn.Module, path: str | Path, option: str) -> nn.Module:
             f"{path} holds another network than {type(net).__name__} as configured for this "
             f"data: {difference}; see {option}= and data="
         )
+    if broken := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise UserError(f"{path} holds weights that are not finite, such as {broken[0]}")
     net.load_state_dict(state)
     return net
 
@@ -125,10 +127,20 @@ def describe_mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Any]) ->
     """Describe briefly how two state dicts differ; empty if they fit."""
     missing = [k for k in wanted if k not in found]
     extra = [k for k in found if k not in wanted]
-    shapes = [
-        f"{k} is {list(getattr(found[k], 'shape', []))} there and {list(wanted[k].shape)} here"
+    differing = [
+        f"{k} is {_kind(found[k])} there and {_kind(wanted[k])} here"
         for k in wanted
-        if k in found and getattr(found[k], "shape", None) != wanted[k].shape
+        if k in found and _kind(found[k]) != _kind(wanted[k])
     ]
     parts = [f"it lacks {k}" for k in missing[:1]] + [f"it has {k}" for k in extra[:1]]
-    return "; ".join([*parts, *shapes[:2]])
+    return "; ".join([*parts, *differing[:2]])
+
+
+def _kind(value: Any) -> str:
+    """Describe what must be equal for a tensor to be loaded into another: ``[16, 1, 3, 3]``."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    # Precisions may differ, but integers or complex numbers are other weights.
+    other = "" if value.is_floating_point() else f" of {str(value.dtype).removeprefix('torch.')}"
+    layout = "" if value.layout == torch.strided else f" {str(value.layout).removeprefix('torch.')}"
+    return f"{list(value.shape)}{other}{layout}"

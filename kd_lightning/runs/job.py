@@ -40,6 +40,7 @@ from kd_lightning.runs.directory import (
 from kd_lightning.runs.naming import twin_of
 from kd_lightning.runs.processes import chosen_options, one_job, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
+from kd_lightning.runs.rehearsal import rehearse
 from kd_lightning.runs.teacher import TeacherOrder, measure_teacher, publish, shapes_result
 from kd_lightning.teachers.sources import TeacherSource
 from kd_lightning.utils.errors import Interrupted, UserError
@@ -75,6 +76,7 @@ class Job:
             data = build_data(cfg)
         module, source, order = prepare(cfg, data, self)
         trainer = build_trainer(cfg, profiler)
+        checkpoint = checkpoint_to_resume(cfg, module, rehearse(module))
         record = facts_of(cfg, module, source, "", trainer.world_size)
         if (twin := twin_of(record, Path(cfg.run_dir))) is not None:
             return record_twin(cfg, twin)
@@ -84,7 +86,6 @@ class Job:
                 if not source.control and "LOCAL_RANK" not in os.environ:
                     measure_teacher(module, data, trainer.strategy.root_device)
                 _watch(profiler, module.teacher)
-        checkpoint = checkpoint_to_resume(cfg, module)
         with one_job():
             record = facts_of(cfg, module, source, teacher, trainer.world_size)
             recorder = Recorder(cfg, record)
@@ -261,11 +262,17 @@ def finish(
     write_metrics(Path(cfg.run_dir), metrics)
 
 
-def checkpoint_to_resume(cfg: DictConfig, module: BaseModule) -> Path | None:
+def checkpoint_to_resume(cfg: DictConfig, module: BaseModule, optimizers: list[str]) -> Path | None:
     """Return the checkpoint to resume from, or None if no epoch had ended.
 
+    Args:
+        cfg: configuration of the resumed run.
+        module: its module.
+        optimizers: classes of its optimizers; empty if they are not known yet.
+
     Raises:
-        UserError: if the checkpoint belongs to another network.
+        UserError: if the checkpoint is of another network, optimizer or data, or no checkpoint
+            of a training.
     """
     if not cfg.resume:
         return None
@@ -273,10 +280,25 @@ def checkpoint_to_resume(cfg: DictConfig, module: BaseModule) -> Path | None:
     if Path(cfg.resume).is_dir() and not path.is_file():
         log.info("no epoch had ended in %s: starting at the beginning", cfg.resume)
         return None
-    # Checked here for a message of one line; Lightning would list every differing key.
-    found = read_checkpoint(path).get("state_dict", {})
-    if difference := describe_mismatch(module.state_dict(), found):
+    # Checked here, before a teacher is trained and with a message of one line; Lightning would
+    # list every differing key, or fail in the first step.
+    checkpoint = read_checkpoint(path)
+    states = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
+    if lost := [k for k in states if k not in checkpoint]:
+        raise UserError(f"resume={path} is no checkpoint of a training: it has no {lost[0]}")
+    if not isinstance(checkpoint["epoch"], int):
+        raise UserError(f"resume={path} is damaged: its epoch is {checkpoint['epoch']!r}")
+    if difference := describe_mismatch(module.state_dict(), checkpoint["state_dict"]):
         raise UserError(f"resume={path} belongs to another network: {difference}")
+    before = checkpoint.get("optimizers", optimizers)
+    if optimizers and before != optimizers:
+        raise UserError(
+            f"resume={path} was trained with {', '.join(before)}, not with "
+            f"{', '.join(optimizers)}: resume with the same optimizer="
+        )
+    spec = module.task.spec
+    if spec is not None and checkpoint.get("spec", spec.plain()) != spec.plain():
+        raise UserError(f"resume={path} was trained on other data: resume with the same data=")
     return path
 
 

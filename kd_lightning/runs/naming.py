@@ -36,7 +36,7 @@ IS = {  # what a run of a role is, for messages
 
 def role_of(cfg: DictConfig) -> str:
     """The role of a student trained by a configuration."""
-    objective, control = make(cfg.method), make(cfg.teacher_from).control
+    objective, control = make(cfg.method, "method"), make(cfg.teacher_from, "teacher_from").control
     return f"control: {control}" if control and objective.needs_teacher else objective.role
 
 

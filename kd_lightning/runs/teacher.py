@@ -7,6 +7,7 @@ section ``pretrain``, in a run directory inside the store.
 import copy
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from kd_lightning.modules import DistillationModule
 from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.runs.build import build_data
 from kd_lightning.runs.checkpoints import load_network, read_checkpoint
+from kd_lightning.runs.checks import check
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.load import load_run, untrained
 from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import INCIDENTAL
 from kd_lightning.teachers.sources import FromStore
 from kd_lightning.teachers.store import teacher_key
-from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.errors import UserError, explaining
 from kd_lightning.utils.hashing import sources
 from kd_lightning.utils.run_directory import find_checkpoint
 
@@ -76,6 +78,8 @@ class TeacherOrder:
         Raises:
             UserError: if a checkpoint is missing, damaged, or of another network or data.
         """
+        if not paths:
+            raise UserError("teacher_ckpt=[] names no checkpoint")
         checkpoints = [find_checkpoint(path) for path in paths]
         if len(checkpoints) > 1:
             return Ensemble([self._member(checkpoint) for checkpoint in checkpoints])
@@ -96,7 +100,11 @@ class TeacherOrder:
         job = teacher_job(self.cfg)
         job.run_dir = str(home)
         job.resume = str(home) if home.is_dir() else None
-        return self._train(job)
+        try:
+            check(job)
+            return self._train(job)
+        except UserError as error:
+            raise UserError(f"the teacher: {of_pretrain(str(error), self.cfg)}") from error
 
     def _member(self, checkpoint: Path) -> nn.Module:
         home = checkpoint.parent.parent
@@ -119,14 +127,16 @@ class TeacherOrder:
     def _warn_of_other_scale(self, where: Path, found: Any) -> None:
         """Warn if the teacher was trained on images that were normalised differently."""
         spec = self.spec
-        if not isinstance(found, dict) or not isinstance(spec, ImageSpec):
+        if found is None or not isinstance(spec, ImageSpec):
             return  # a plain state dict has no specification
-        there, here = (torch.tensor([*s.mean, *s.std]) for s in (ImageSpec.from_plain(found), spec))
-        if there.shape != here.shape or (there - here).abs().max() > SAME_SCALE:
+        with explaining(f"teacher_ckpt={where}"):
+            there = ImageSpec.from_plain(found)
+        one, other = (torch.tensor([*s.mean, *s.std]) for s in (there, spec))
+        if one.shape != other.shape or (one - other).abs().max() > SAME_SCALE:
             log.warning(
                 "the teacher in %s was trained on images of mean %s and standard deviation %s, "
                 "but these are normalised by %s and %s: its predictions may be poor; see data=",
-                *(where, found["mean"], found["std"], list(spec.mean), list(spec.std)),
+                *(where, *map(list, (there.mean, there.std, spec.mean, spec.std))),
             )
 
 
@@ -197,6 +207,17 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
         if "batch_size" in own and not OmegaConf.is_missing(own, "batch_size"):
             job.data.batch_size = own.batch_size
     return job
+
+
+def of_pretrain(message: str, cfg: DictConfig) -> str:
+    """Name settings of a teacher's job as the user sets them: ``pretrain.optimizer.lr``.
+
+    Args:
+        message: an error of that job, which names its settings ``optimizer.lr``.
+        cfg: configuration of the student's job.
+    """
+    sections = "|".join(map(re.escape, map(str, cfg.pretrain)))
+    return re.sub(rf"(?<![\w./-])({sections})(?=[.=]| must)", r"pretrain.\1", message)
 
 
 def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str:

@@ -84,6 +84,8 @@ class TeacherCache:
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"cache.dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+        if not max_bytes >= 0:
+            raise UserError(f"cache.max_bytes cannot be negative, got {max_bytes}")
         if top_k is not None and top_k < 1:
             raise UserError(f"cache.top_k must be at least 1, got {top_k}")
         self.root = Path(root) if root is not None else None

@@ -32,7 +32,8 @@ class CRD(Term):
         **settings: see :class:`~kd_lightning.transfer.term.Term`.
 
     Raises:
-        UserError: from :meth:`connect`, if there are no samples to draw negatives from.
+        UserError: if a number is not positive; from :meth:`connect`, if there are no samples to
+            draw negatives from.
     """
 
     role = "embedding"
@@ -53,6 +54,9 @@ class CRD(Term):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        for name, value in (("negatives", negatives), ("size", size), ("temperature", temperature)):
+            if not value > 0:
+                raise UserError(f"crd: {name} must be positive, got {value}")
         self.negatives, self.size = negatives, size
         self.temperature, self.momentum = temperature, momentum
         self.other_classes = other_classes

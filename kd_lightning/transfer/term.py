@@ -12,7 +12,8 @@ from kd_lightning.utils.networks import Inputs
 ROLES = ("map", "maps", "embedding", "any")  # see Term.role
 # Selects from a layer's output the rows that a task asks for: B×L×D becomes N×D.
 Rows = Callable[[Tensor], Tensor]
-Paths = str | int | Sequence[str | int] | None  # nn.Sequential names its layers by numbers
+# nn.Sequential names its layers by numbers. Floats are refused with advice: see _as_list().
+Paths = str | float | Sequence[str | float] | None
 
 
 class Term(nn.Module):
@@ -33,6 +34,9 @@ class Term(nn.Module):
         teacher: the same for the teacher; as many paths.
         weight: β of this term, a number or a schedule.
         lr: learning rate of the term's adapters; the student's by default.
+
+    Raises:
+        UserError: if a path was read as a number, or the learning rate is not positive.
     """
 
     # Class attributes, so that the objective can check a term's needs before it is connected.
@@ -48,6 +52,8 @@ class Term(nn.Module):
         lr: float | None = None,
     ) -> None:
         super().__init__()
+        if lr is not None and not lr > 0:
+            raise UserError(f"the learning rate of a term must be positive, got lr={lr}")
         self.student, self.teacher = _as_list(student), _as_list(teacher)
         self.weight, self.lr = weight, lr
 

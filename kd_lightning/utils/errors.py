@@ -1,5 +1,8 @@
 """Exceptions: for mistakes that the user can correct, and for an interrupted training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """An error that is reported as one line, without a traceback.
@@ -22,3 +25,37 @@ class Interrupted(Exception):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+@contextmanager
+def explaining(where: str) -> Iterator[None]:
+    """Report exceptions in creating or trying what the user configured as a UserError.
+
+    Args:
+        where: the setting at fault, such as ``optimizer``.
+
+    Raises:
+        UserError: with the first line of the original exception, which is its cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        chain = list(causes(error))
+        if any(isinstance(cause, ImportError) for cause in chain):
+            raise  # a missing package has a message of its own
+        known = next((cause for cause in chain if isinstance(cause, UserError)), None)
+        raise UserError(str(known or f"{where}: {first_line(chain[-1])}")) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, with its type where that says more."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    is_sentence = isinstance(error, ValueError | TypeError | RuntimeError) and " " in text
+    return text if is_sentence else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those it was raised from, the first cause last."""
+    while error is not None:
+        yield error
+        error = error.__cause__

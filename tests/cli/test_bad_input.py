@@ -41,7 +41,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "too_cold": (
         {},
         {"method": {"temperature": 0}},
-        "method.temperature must be a positive number, got 0",
+        "method.temperature must be a positive number in 1e-15…1e15, got 0",
     ),
     "too_sure": (
         {},
@@ -266,4 +266,4 @@ def test_traceback_is_printed_on_request(alone: dict[str, Outcome]) -> None:
     outcome = alone["full_error"]
     assert outcome.returncode == 1
     assert "Traceback (most recent call last)" in outcome.stderr
-    assert "method.temperature must be a positive number, got -1" in outcome.stderr
+    assert "method.temperature must be a positive number in 1e-15…1e15, got -1" in outcome.stderr

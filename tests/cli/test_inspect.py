@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from kd_lightning.cli.inspect import in_short, network_table, print_side_by_side, proposals
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.metrics.cost import multiply_adds
 from kd_lightning.nets.cnn import StudentCNN, TeacherCNN
 from kd_lightning.nets.taps import dry_run

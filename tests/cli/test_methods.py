@@ -12,7 +12,7 @@ from spy import Banks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd_lightning import load_run
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.nets.cnn import StudentCNN
 from kd_lightning.runs.checkpoints import network_state, read_checkpoint
 

@@ -11,7 +11,7 @@ from conftest import ROOT, Command, accuracy, read_facts, read_metrics, recomput
 from hydra import compose, initialize_config_dir
 
 from kd_lightning import load_run
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.runs.teacher import key_of, teacher_job
 from kd_lightning.utils.errors import UserError

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from kd_lightning import load_run
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.data.types import Batch, ImageSpec
 from kd_lightning.losses import soft_targets

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from killer import Killer
 
 from kd_lightning import load_run
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.runs.build import build_source, make
 from kd_lightning.runs.chain import Chain

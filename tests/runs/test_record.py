@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from kd_lightning import __version__
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.data.types import ImageSpec
 from kd_lightning.runs.build import build_source, make
 from kd_lightning.runs.directory import plain

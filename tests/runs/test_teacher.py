@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.nets.cnn import TeacherCNN
 from kd_lightning.nets.mlp import MLP

@@ -7,11 +7,10 @@ import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from kd_lightning.cli.train import CONF
+from kd_lightning.cli.paths import CONF
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.losses import similarity
 from kd_lightning.modules import DistillationModule
@@ -269,9 +268,7 @@ def test_sp_compares_maps_by_default_and_accepts_any_layer(term_of: Make) -> Non
     x = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
     f_s, f_t = student.features[:2](x).flatten(1), teacher.classifier[:3](teacher.features(x))
     torch.testing.assert_close(value(named, student, teacher), similarity(f_s, f_t))
-    with pytest.raises(
-        InstantiationException, match="role must be one of map, maps, embedding, any"
-    ):
+    with pytest.raises(UserError, match="role must be one of map, maps, embedding, any"):
         term_of("sp", role="vector")
 
 
@@ -324,7 +321,7 @@ def test_unnamed_layers_have_numbers_as_paths(term_of: Make) -> None:
         term = connected(term_of("cc", student=path), student, teacher)
         assert value(term, student, teacher).isfinite()
     with pytest.raises(
-        InstantiationException,
+        UserError,
         match=r"path 0\.1 was read as a number; put it in two pairs of quotes",
     ):
         term_of("cc", student=0.1)  # YAML reads 0.10 as the same number

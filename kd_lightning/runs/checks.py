@@ -1,0 +1,128 @@
+"""Checks of a whole configuration, before anything is read, created or trained."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kd_lightning.metrics.figures import DECLARED, parse
+from kd_lightning.runs.arguments import check_arguments, nearest
+from kd_lightning.runs.directory import plain
+from kd_lightning.utils.errors import UserError
+
+# In this order, so that a setting is named where the user set it: `model` repeats `method`, the
+# networks and the optimizer, and `data` repeats `augment`.
+CREATED = ("task", "augment", "data", "student", "teacher", "method", "optimizer", "lr_scheduler")
+CREATED += ("cache", "teacher_from", "trainer", "model")
+
+KNOWN = ("kd_lightning", "lightning", "torch", "torchvision")  # packages
+
+MOST = 2**32 - 1  # the largest seed of NumPy
+
+POSITIVE = (  # arguments of the Trainer that may also be null
+    *("max_epochs", "max_steps", "num_nodes", "log_every_n_steps", "accumulate_grad_batches"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
+    *("check_val_every_n_epoch", "gradient_clip_val"),
+)
+
+
+def check(cfg: DictConfig) -> None:
+    """Check a job's configuration: its sections, their arguments, and settings of its own.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    for section in CREATED:
+        check_section(cfg, section)
+    if "callbacks" not in cfg:  # without loggers a run is complete
+        raise UserError(
+            "the section callbacks is missing: leave out single ones, as ~callbacks.progress"
+        )
+    config = plain(cfg)
+    for section in ("callbacks", "logger"):
+        for name, value in (config.get(section) or {}).items():
+            _check_created(value, f"{section}.{name}")
+    if config["chain"] is not None and not isinstance(config["chain"], Mapping):
+        raise UserError(f"chain={config['chain']} is no chain: see experiment=self_distillation")
+    check_arguments(config["chain"], "chain")
+    _check_root(config)
+    _check_trainer(config["trainer"])
+
+
+def check_section(cfg: DictConfig, section: str) -> None:
+    """Check a section that names a class and its arguments.
+
+    Raises:
+        UserError: if it is missing or does not fit the class.
+    """
+    if section not in cfg:
+        raise UserError(f"the section {section} is missing: choose an option of {section}=")
+    _check_created(plain(cfg)[section], section)
+
+
+def _check_created(value: Any, where: str) -> None:
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        raise UserError(f"{where}={value} creates nothing: it needs a _target_")
+    check_arguments(value, where)
+
+
+def _check_root(config: Mapping[str, Any]) -> None:
+    check_seed("seed", config["seed"])
+    if not isinstance(config["profile"], bool):
+        raise UserError(f"profile must be true or false, got {config['profile']!r}")
+    if not isinstance(config["teacher_store"], str):
+        raise UserError(f"teacher_store must be a folder, got {config['teacher_store']!r}")
+    if config["monitor_mode"] not in ("min", "max"):
+        raise UserError(f"monitor_mode must be min or max, got {config['monitor_mode']!r}")
+    # Not a callback's own monitor of the training loss or the learning rate, which may be meant.
+    is_known = all(_is_known(value) for value in config.values())
+    _check_monitor("monitor", config["monitor"], is_known)
+    for name, callback in (config["callbacks"] or {}).items():
+        given = callback.get("monitor")
+        if isinstance(given, str) and given.startswith("val/"):
+            _check_monitor(f"callbacks.{name}.monitor", given, is_known)
+
+
+def check_seed(name: str, seed: Any) -> None:
+    """Check that a seed is one that all random number generators take.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST:
+        raise UserError(f"{name} must be a whole number in 0…{MOST}, got {seed!r}")
+
+
+def _check_monitor(where: str, monitor: Any, is_known: bool) -> None:
+    """Check the name of a figure that chooses the best epoch, or ends a training."""
+    text = str(monitor)
+    similar = nearest(text, [f"val/{figure.name}" for figure in DECLARED])
+    # Code of the user's may log figures of its own, with names unknown here.
+    fits = bool(parse(text)) or not (is_known or similar)
+    if not isinstance(monitor, str) or not fits or text.startswith(("train/", "test/")):
+        shown = "null" if monitor is None else text
+        advice = similar or "; the default is monitor=val/accuracy"
+        raise UserError(f"{where}={shown} is no figure of validation data{advice}")
+
+
+def _is_known(config: Any) -> bool:
+    """Return whether all classes of a configuration are known here to log what they declare."""
+    if isinstance(config, Mapping):
+        target = str(config.get("_target_", ""))
+        return (not target or target.partition(".")[0] in KNOWN) and all(
+            _is_known(value) for value in config.values()
+        )
+    return True
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuse limits with which Lightning trains or measures nothing, or forever."""
+    epochs, steps, duration = (trainer.get(k) for k in ("max_epochs", "max_steps", "max_time"))
+    if epochs is None and duration is None and steps in (None, -1):
+        raise UserError("training has no end: set trainer.max_epochs, max_steps or max_time")
+    for name in POSITIVE:
+        value = trainer.get(name)
+        is_endless = value == -1 and name in ("max_epochs", "max_steps")
+        if isinstance(value, int | float) and not is_endless and not 0 < value < math.inf:
+            raise UserError(f"trainer.{name} must be positive, got {value}")
