@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from kd_lightning.cli.console import print_chain, print_run
 from kd_lightning.cli.launch import CONF, arranged, find_plugins, quieten, run_job
 from kd_lightning.runs.chain import LINK, Chain
+from kd_lightning.runs.continued import continue_job
 from kd_lightning.runs.job import Job
 from kd_lightning.runs.naming import keep_name
 from kd_lightning.utils.errors import UserError
@@ -39,6 +40,7 @@ def main() -> None:
 
 
 def _run(cfg: DictConfig) -> dict[str, Any]:
+    continue_job(cfg)
     cfg = keep_name(cfg)
     return run_chain(cfg) if cfg.chain else train(cfg)
 
