@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 import sys
 import traceback
@@ -23,7 +22,7 @@ from omegaconf.errors import MissingMandatoryValue
 from kd_lightning.cli.console import print_line, print_table
 from kd_lightning.cli.resume import resumed
 from kd_lightning.report.sweep import sweep_table
-from kd_lightning.runs.continued import SWEEP, begin_anew, is_resumed, mark_earlier, record_new
+from kd_lightning.runs.continued import SWEEP, begin_anew, is_resumed, mark_earlier, prepare_job
 from kd_lightning.runs.directory import ERROR, FAILURE, LOCK, TRACEBACK, lock
 from kd_lightning.runs.legacy import facts_of_old_run
 from kd_lightning.runs.processes import RESUME, config_dirs
@@ -39,6 +38,9 @@ IRRELEVANT_WARNINGS = (
     r".*exists and is not empty.*",  # expected of the checkpoint folder of a resumed run
     r".*LeafSpec.*is deprecated.*",
     r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
+    # Where SLURM is installed but has not started this process, as on its login node: once for
+    # each trainer and each training. Lightning starts the processes of a job by itself there.
+    r".*`srun` command is available.*",
 )
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -63,10 +65,10 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def run_job(job: Callable[[], float]) -> float:
+def run_job(job: Callable[[], float]) -> float | None:
     """Run one job, and print errors that the user can correct in one line.
 
-    A single job then exits with code 1. In a sweep the failed job returns NaN, the other jobs
+    A single job then exits with code 1. In a sweep the failed job returns None, the other jobs
     continue, even after a bug, and the sweep exits with code 1 after printing its table. Ctrl-C
     ends a run, or a whole sweep, with code 130, and SIGTERM with 143.
     """
@@ -96,7 +98,8 @@ def run_job(job: Callable[[], float]) -> float:
         if mode is RunMode.RUN:
             sys.exit(1)
         _note(ERROR, message)
-        return math.nan  # a sweeper's objective; an exception would end the whole sweep
+        # An exception would end the whole sweep, and NaN as an objective a search by Optuna.
+        return None
 
 
 def _stop(what: str, code: int) -> NoReturn:
@@ -209,7 +212,7 @@ class Launch(Callback):
             run_dir = Path(config.hydra.runtime.output_dir)
             self._lock(str(run_dir))
             if is_resumed(config):
-                record_new(run_dir, config)
+                prepare_job(run_dir, config)
             else:
                 # Of an earlier sweep: a job that fails must not show its figures.
                 begin_anew(run_dir)

@@ -68,6 +68,7 @@ def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> li
     record = _sweep_record(Path(given))
     recorded = _parsed(given, map(str, OmegaConf.select(record, "hydra.overrides.task")))
     typed = _parsed(given, words)
+    _check_search(given, record, typed)
     params = OmegaConf.select(record, "hydra.sweeper.params") or {}
     swept = {*map(str, params), *(_key(o) for o in recorded if o.is_sweep_override())}
     for override in typed:
@@ -96,6 +97,17 @@ def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> li
         *words,
         *settings,
     ]
+
+
+def _check_search(given: str, record: Any, typed: Sequence[Override]) -> None:
+    """Refuse to resume a search that would not propose the same trials again."""
+    sampler = OmegaConf.select(record, "hydra.sweeper.sampler")  # of Optuna's sweeper alone
+    is_given = any(o.key_or_group == "hydra.sweeper.sampler.seed" for o in typed)
+    if sampler is not None and sampler.get("seed") is None and not is_given:
+        raise UserError(
+            f"resume={given}: this search has no seed, so it would propose other trials than "
+            "before: start another one, with hydra.sweeper.sampler.seed=0"
+        )
 
 
 def _sweep_record(folder: Path) -> Mapping[str, Any]:

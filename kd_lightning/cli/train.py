@@ -22,7 +22,7 @@ from kd_lightning.utils.process import tune_process
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _hydra_main(cfg: DictConfig) -> float:
+def _hydra_main(cfg: DictConfig) -> float | None:
     quieten()
     tune_process()
     find_plugins()

@@ -3,10 +3,14 @@
 Finished jobs return the figures they have, started ones continue at their last checkpoint, and
 new ones run from the beginning. A job is told from its directory alone, so nothing depends on
 the sweeper or the launcher: a search with a seed proposes the same trials again, the finished
-ones answer at once, and it goes on where it stopped.
+ones answer at once, and it goes on where it stopped. A trial that had failed and now succeeds
+changes what is proposed after it; trials that are not proposed again are kept beside the others.
 """
 
+import itertools
+import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_lightning.runs.directory import FAILURE, OVERRIDES
-from kd_lightning.runs.processes import own_overrides
+from kd_lightning.runs.directory import FAILURE, LOCK, OVERRIDES
 from kd_lightning.runs.record import parse_overrides
-from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_text
 from kd_lightning.utils.run_directory import CONFIG, FACTS, METRICS, jobs_of
+
+log = logging.getLogger(__name__)
 
 SWEEP = "multirun.yaml"  # in the directory of a sweep: how it was started
 # Environment variable of the jobs of a resumed sweep: the keys of the overrides that are the same
@@ -46,12 +50,22 @@ def begin_anew(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
-def record_new(run_dir: Path, config: DictConfig) -> None:
-    """Write the record of a resumed sweep's job that had not begun; leave others unchanged.
+def prepare_job(run_dir: Path, config: DictConfig) -> None:
+    """Prepare the directory of a resumed sweep's job: one that has begun is left unchanged.
 
-    Hydra writes none in a resumed sweep, because it would replace that of finished jobs.
+    A job that has not begun gets its record, which Hydra does not write in a resumed sweep, as it
+    would replace that of finished jobs. A directory that contains a job with other values of what
+    is swept is set aside.
     """
-    if (run_dir / EARLIER).is_file() or _recorded_overrides(run_dir) is None:
+    found = None if (run_dir / EARLIER).is_file() else _recorded_overrides(run_dir)
+    if found is not None and (differing := _differing(found, config)):
+        there = _set_aside(run_dir)
+        log.warning(
+            "%s was started with %s, which this sweep does not propose there: kept in %s",
+            *(run_dir, ", ".join(differing), there),
+        )
+        found = None
+    if found is None:
         begin_anew(run_dir)
         job = OmegaConf.create({"hydra": config.hydra})
         rest = config.copy()
@@ -63,30 +77,39 @@ def record_new(run_dir: Path, config: DictConfig) -> None:
         write_text(run_dir / OVERRIDES, OmegaConf.to_yaml(config.hydra.overrides.task))
 
 
-def continue_job(cfg: DictConfig) -> None:
-    """Make a job of a resumed sweep continue what its directory contains.
+def _differing(found: list[str], config: DictConfig) -> list[str]:
+    """Return the recorded overrides of what is swept that differ from the job's own."""
+    fixed = config.hydra.job.env_set[VARIABLE].split()
+    recorded, own = parse_overrides(found), parse_overrides(list(config.hydra.overrides.task))
+    differing = [k for k in own if k not in fixed and recorded.get(k) != own[k]]
+    return [f"{k}={recorded[k]}" if k in recorded else f"no {k}=" for k in differing]
 
-    Raises:
-        UserError: if the directory contains a job with other values of what is swept.
-    """
-    fixed, run_dir = os.environ.get(VARIABLE), Path(cfg.run_dir)
-    if fixed is None:
-        return
-    own = parse_overrides(own_overrides(cfg) or [])
-    found = parse_overrides(_recorded_overrides(run_dir) or [])
-    swept = [key for key in own if key not in fixed.split()]
-    if differing := [key for key in swept if found.get(key) != own[key]]:
-        there, here = (
-            ", ".join(f"{k}={values[k]}" if k in values else f"no {k}=" for k in differing)
-            for values in (found, own)
-        )
-        raise UserError(
-            f"{run_dir} was started with {there}, but the resumed sweep has {here} there, and "
-            "left it as it is: start another sweep (a search can be resumed only if "
-            "hydra.sweeper.sampler.seed is set)"
-        )
+
+def _set_aside(run_dir: Path) -> Path:
+    """Move the files of a job to a new directory beside it."""
+    names = (run_dir.with_name(f"{run_dir.name}-{i}") for i in itertools.count(1))
+    there = next(path for path in names if not path.exists())
+    (there / ".hydra").mkdir(parents=True)
+    # Not the folder as a whole: this process has a lock in it, and writes a log. The overrides
+    # last, so that a kill leaves a directory that still differs.
+    files = [p for p in run_dir.iterdir() if p.name != ".hydra"]
+    for file in [*files, *sorted((run_dir / ".hydra").iterdir(), key=_is_overrides)]:
+        target = there / file.relative_to(run_dir)
+        if file.suffix == ".log":
+            shutil.copy2(file, target)
+        elif file.name != Path(LOCK).name:
+            file.rename(target)
+    return there
+
+
+def _is_overrides(file: Path) -> bool:
+    return file.name == Path(OVERRIDES).name
+
+
+def continue_job(cfg: DictConfig) -> None:
+    """Let a job of a resumed sweep continue what its directory contains."""
     # run.json is written when the training starts: a job without it has nothing to continue.
-    if (run_dir / FACTS).is_file():
+    if VARIABLE in os.environ and (Path(cfg.run_dir) / FACTS).is_file():
         with read_write(cfg):
             cfg.resume = cfg.run_dir
 
