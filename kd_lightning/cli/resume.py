@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning.runs.continued import FIXED, SWEEP
-from kd_lightning.runs.processes import RESUME, typed_dirs
+from kd_lightning.runs.processes import RESUME, as_written, typed_dirs
 from kd_lightning.utils.errors import UserError
 
 CONFIG_DIR = ("--config-dir", "-cd")
@@ -53,7 +53,7 @@ def _resumed_run(given: str, flags: Sequence[str], words: Sequence[str]) -> list
             f"resume={given}: {file} does not record the overrides of the run, which was "
             "stopped as it began: start it again instead"
         )
-    before = [o for o in map(str, recorded) if not o.startswith(RESUME)]
+    before = [o for o in as_written(recorded) if not o.startswith(RESUME)]
     record = run_dir / ".hydra" / "hydra.yaml"
     hydra = OmegaConf.load(record) if record.is_file() else OmegaConf.create()
     # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the
@@ -66,7 +66,7 @@ def _resumed_run(given: str, flags: Sequence[str], words: Sequence[str]) -> list
 
 def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> list[str]:
     record = _sweep_record(Path(given))
-    recorded = _parsed(given, map(str, OmegaConf.select(record, "hydra.overrides.task")))
+    recorded = _parsed(given, as_written(OmegaConf.select(record, "hydra.overrides.task")))
     typed = _parsed(given, words)
     _check_search(given, record, typed)
     params = OmegaConf.select(record, "hydra.sweeper.params") or {}
@@ -82,7 +82,7 @@ def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> li
     before = [o for o in recorded if o.get_key_element() not in replaced and _key(o) != "resume"]
     fixed = {_key(o) for o in (*before, *typed) if _key(o) not in swept}
     own = ("hydra.sweep.dir=", "hydra.output_subdir=", "hydra.mode=", f"++{FIXED}=")
-    of_hydra = map(str, OmegaConf.select(record, "hydra.overrides.hydra") or [])
+    of_hydra = as_written(OmegaConf.select(record, "hydra.overrides.hydra") or OmegaConf.create([]))
     settings = [
         # the sweep's own, so that each job finds its earlier self
         f"hydra.sweep.dir={_quoted(given)}",

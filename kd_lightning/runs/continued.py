@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning.runs.directory import FAILURE, LOCK, OVERRIDES
+from kd_lightning.runs.processes import as_written
 from kd_lightning.runs.record import parse_overrides
 from kd_lightning.utils.files import write_text
 from kd_lightning.utils.run_directory import CONFIG, FACTS, METRICS, jobs_of
@@ -80,7 +81,7 @@ def prepare_job(run_dir: Path, config: DictConfig) -> None:
 def _differing(found: list[str], config: DictConfig) -> list[str]:
     """Return the recorded overrides of what is swept that differ from the job's own."""
     fixed = config.hydra.job.env_set[VARIABLE].split()
-    recorded, own = parse_overrides(found), parse_overrides(list(config.hydra.overrides.task))
+    recorded, own = parse_overrides(found), parse_overrides(as_written(config.hydra.overrides.task))
     differing = [k for k in own if k not in fixed and recorded.get(k) != own[k]]
     return [f"{k}={recorded[k]}" if k in recorded else f"no {k}=" for k in differing]
 
@@ -125,4 +126,4 @@ def _recorded_overrides(run_dir: Path) -> list[str] | None:
         recorded: Any = OmegaConf.load(run_dir / OVERRIDES)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return None
-    return list(map(str, recorded)) if OmegaConf.is_list(recorded) else None
+    return as_written(recorded) if OmegaConf.is_list(recorded) else None

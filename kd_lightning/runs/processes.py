@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 COMMAND = "kd_lightning.cli.train"  # module that the other ranks run
 RESUME = "resume="  # says where a run goes on, not what it is
@@ -61,7 +61,12 @@ def own_overrides(cfg: DictConfig) -> list[str] | None:
     hydra = HydraConfig.get()
     if cfg.run_dir != hydra.runtime.output_dir:
         return None
-    return [o for o in hydra.overrides.task if not o.startswith(RESUME)]
+    return [o for o in as_written(hydra.overrides.task) if not o.startswith(RESUME)]
+
+
+def as_written(overrides: Any) -> list[str]:
+    """Return recorded overrides as they were typed: ``${…}`` in them is not resolved."""
+    return list(map(str, OmegaConf.to_container(overrides, resolve=False)))
 
 
 def chosen_options() -> dict[str, str | None]:
