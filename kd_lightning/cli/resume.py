@@ -1,6 +1,6 @@
 """The command lines that continue a run or a sweep, rebuilt from what Hydra recorded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,15 @@ def _check_search(given: str, record: Any, typed: Sequence[Override]) -> None:
         )
 
 
-def _sweep_record(folder: Path) -> Mapping[str, Any]:
+def _sweep_record(folder: Path) -> Any:
     """Return Hydra's record of a sweep.
 
     Raises:
         UserError: if it is damaged, or that of another program.
     """
-    file = folder / SWEEP
+    file, record = folder / SWEEP, None
     try:
-        record: Any = OmegaConf.load(file)
+        record = OmegaConf.load(file)
         is_known = OmegaConf.is_list(OmegaConf.select(record, "hydra.overrides.task"))
         is_ours = OmegaConf.select(record, "hydra.callbacks.launch") is not None
     except (OSError, ValueError, AttributeError, yaml.YAMLError, OmegaConfBaseException):

@@ -66,7 +66,8 @@ def own_overrides(cfg: DictConfig) -> list[str] | None:
 
 def as_written(overrides: Any) -> list[str]:
     """Return recorded overrides as they were typed: ``${…}`` in them is not resolved."""
-    return list(map(str, OmegaConf.to_container(overrides, resolve=False)))
+    plain: Any = OmegaConf.to_container(overrides, resolve=False)
+    return list(map(str, plain))
 
 
 def chosen_options() -> dict[str, str | None]:
