@@ -1,6 +1,7 @@
 """Callbacks for the tests that write down what each process of a run does."""
 
 import json
+import threading
 import time
 import zlib
 from collections import defaultdict
@@ -60,6 +61,21 @@ class Banks(L.Callback):
     @staticmethod
     def banks(module: Any) -> dict[str, torch.Tensor]:
         return {k: v for k, v in module.named_buffers() if ".bank_" in k}
+
+
+class Resources(L.Callback):
+    """Writes ``resources.json``: the threads and open files of the process as a job starts."""
+
+    USE = ("+callbacks.resources._target_=spy.Resources", "+callbacks.resources.folder=${run_dir}")
+    shapes_result = False
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        files = len(list(Path("/proc/self/fd").iterdir()))
+        notes = {"threads": threading.active_count(), "files": files}
+        (self.folder / "resources.json").write_text(json.dumps(notes))
 
 
 class Hold(L.Callback):

@@ -109,9 +109,13 @@ def log_outcome(
         logger.log_metrics(figures, step)
         if isinstance(logger, TensorBoardLogger):
             _write_hparams(logger.experiment, flat, figures, first)
+            logger.save()
+            # Lightning closed it after the training, and writing has opened it again: a thread
+            # and a file for each job of a sweep.
+            logger.experiment.close()
         else:
             logger.log_hyperparams(flat)
-        logger.save()
+            logger.save()
 
 
 def _write_hparams(

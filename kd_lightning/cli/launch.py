@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 import sys
 import traceback
@@ -20,13 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from kd_lightning.cli.console import print_line, print_table
 from kd_lightning.cli.explain import explain, wants_tracebacks
 from kd_lightning.cli.paths import CONF
+from kd_lightning.cli.resume import resumed
 from kd_lightning.report.sweep import sweep_table
-from kd_lightning.runs.directory import lock
+from kd_lightning.runs.continued import SWEEP, begin_anew, is_resumed, mark_earlier, prepare_job
+from kd_lightning.runs.directory import ERROR, FAILURE, LOCK, TRACEBACK, lock
 from kd_lightning.runs.legacy import facts_of_old_run
-from kd_lightning.runs.processes import config_dirs, typed_dirs
+from kd_lightning.runs.processes import RESUME, config_dirs
 from kd_lightning.utils.errors import Interrupted, UserError
 from kd_lightning.utils.files import write_text
-from kd_lightning.utils.run_directory import FACTS, METRICS
 
 # Warnings of Lightning and torch that do not apply: a frozen teacher is in evaluation mode on
 # purpose, data in memory need no workers, and the last step of an epoch is always logged.
@@ -38,9 +38,13 @@ IRRELEVANT_WARNINGS = (
     r".*LeafSpec.*is deprecated.*",
     r".*Sparse invariant checks.*",  # of a checkpoint that is refused
     r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
+    # Where SLURM is installed but has not started this process, as on its login node: once for
+    # each trainer and each training. Lightning starts the processes of a job by itself there.
+    r".*`srun` command is available.*",
 )
 
-ERROR = "error.txt"  # in the directory of a failed job of a sweep
+LOCKS: dict[str, Any] = {}  # held by this process; not in the callback, which joblib pickles
+SWEEP_LOCK = ".lock"  # in the directory of a sweep
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 TAKE_A_VALUE = {  # Hydra's flags that are followed by a value
@@ -57,15 +61,17 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def run_job(job: Callable[[], float]) -> float:
+def run_job(job: Callable[[], float]) -> float | None:
     """Run one job, and print errors that the user can correct in one line.
 
-    A single job then exits with code 1. In a sweep the failed job returns NaN, the other jobs
+    A single job then exits with code 1. In a sweep the failed job returns None, the other jobs
     continue, even after a bug, and the sweep exits with code 1 after printing its table. Ctrl-C
     ends a run, or a whole sweep, with code 130, and SIGTERM with 143.
     """
     try:
-        return job()
+        result = job()
+        _forget_failure()
+        return result
     except (Interrupted, KeyboardInterrupt) as interruption:
         _stop(str(interruption) or "interrupted", getattr(interruption, "code", INTERRUPTED))
     except Exception as error:
@@ -78,7 +84,7 @@ def run_job(job: Callable[[], float]) -> float:
         if message is None:  # a bug, or a full disk: the other jobs may be spared
             trace = "".join(traceback.format_exception(error))
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            _note("traceback.txt", trace)
+            _note(TRACEBACK, trace)
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"error: {message}", file=sys.stderr, flush=True)
         if "LOCAL_RANK" in os.environ:
@@ -88,14 +94,17 @@ def run_job(job: Callable[[], float]) -> float:
         if mode is RunMode.RUN:
             sys.exit(1)
         _note(ERROR, message)
-        return math.nan  # a sweeper's objective; an exception would end the whole sweep
+        # An exception would end the whole sweep, and NaN as an objective a search by Optuna.
+        return None
 
 
 def _stop(what: str, code: int) -> NoReturn:
     """End the process after Ctrl-C or SIGTERM, with the command that continues the run."""
     if "LOCAL_RANK" not in os.environ:
-        run_dir = HydraConfig.get().runtime.output_dir
-        print(f"{what}; resume with: python train.py 'resume={run_dir}'", file=sys.stderr)
+        hydra = HydraConfig.get()
+        is_sweep = hydra.mode is RunMode.MULTIRUN
+        folder = hydra.sweep.dir if is_sweep else hydra.runtime.output_dir
+        print(f"{what}; resume with: python train.py 'resume={folder}'", file=sys.stderr)
     sys.exit(code)
 
 
@@ -105,60 +114,32 @@ def _note(name: str, text: str) -> None:
         write_text(Path(HydraConfig.get().runtime.output_dir) / name, f"{text}\n")
 
 
+def _forget_failure() -> None:
+    """Remove the message of an earlier failure of a job that has succeeded."""
+    if "LOCAL_RANK" not in os.environ:
+        for name in FAILURE:
+            (Path(HydraConfig.get().runtime.output_dir) / name).unlink(missing_ok=True)
+
+
 def find_plugins() -> None:
     """Make code in the folders named by ``--config-dir`` importable, for user plugins."""
     sys.path += [folder for folder in config_dirs() if folder not in sys.path]
 
 
 def arranged(argv: list[str]) -> list[str]:
-    """Return the command line for Hydra: flags first, and the overrides of a resumed run.
-
-    With ``resume=RUN_DIR`` the recorded overrides of that run come before those just typed,
-    which therefore take precedence.
+    """Return the command line for Hydra: flags first, and the overrides of what is resumed.
 
     Raises:
-        UserError: if there is no such run.
+        UserError: if there is no run or sweep in the directory of ``resume=``.
     """
     # Hydra's parser accepts ``key=value`` arguments in one contiguous block only.
     flags, words = _flags_and_words(argv[1:])
-    given = [_bare(word.removeprefix("resume=")) for word in words if word.startswith("resume=")]
+    given = [word.removeprefix(RESUME) for word in words if word.startswith(RESUME)]
     if "LOCAL_RANK" in os.environ:
         return [argv[0], *flags, *words]
     if not given or given[-1] in ("", "null"):
         return [argv[0], *flags, *_compared(words)]
-    run_dir = resumed_run(given[-1])
-    file = run_dir / ".hydra" / "overrides.yaml"
-    if not file.is_file():
-        raise UserError(f"resume={given[-1]}: no run was started in {run_dir}")
-    recorded = OmegaConf.load(file)
-    # Hydra writes this file in place: a kill right then leaves it empty, and what would be
-    # resumed is the default run. A run without overrides has an empty list.
-    if not OmegaConf.is_list(recorded):
-        raise UserError(
-            f"resume={given[-1]}: {file} does not record the overrides of the run, which was "
-            "stopped as it began: start it again instead"
-        )
-    before = [o for o in map(str, recorded) if not o.startswith("resume=")]
-    # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the
-    # run unchanged; runs/directory.py writes the record later.
-    words = [word for word in words if not word.startswith("resume=")]
-    # Not the mode of an experiment that is a sweep: one of its jobs is resumed.
-    settings = [f"hydra.run.dir={_quoted(run_dir)}", "hydra.output_subdir=null", "hydra.mode=RUN"]
-    settings += [f"resume={_quoted(given[-1])}"]
-    flags = flags or [part for d in _recorded_dirs(run_dir) for part in ("--config-dir", d)]
-    return [argv[0], *flags, *before, *words, *settings]
-
-
-def _bare(path: str) -> str:
-    """A path without the quotes in which Hydra would have wanted it."""
-    is_quoted = len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
-    return path[1:-1] if is_quoted and not Path(path).exists() else path
-
-
-def _quoted(path: str | Path) -> str:
-    """A path as a value of Hydra's grammar, in which commas and braces have a meaning."""
-    escaped = str(path).replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}'"
+    return [argv[0], *resumed(given[-1], flags, words)]
 
 
 def _compared(words: list[str]) -> list[str]:
@@ -190,18 +171,6 @@ def _flags_and_words(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, words
 
 
-def _recorded_dirs(run_dir: Path) -> list[str]:
-    """Return the folders named by ``--config-dir`` when a run was started."""
-    file = run_dir / ".hydra" / "hydra.yaml"
-    record = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
-    return typed_dirs(OmegaConf.select(record, "hydra.runtime.config_sources") or [])
-
-
-def resumed_run(path: str) -> Path:
-    """Return the run directory of ``resume=``, which is a directory or a checkpoint in one."""
-    return Path(path).parent.parent if path.endswith(".ckpt") else Path(path)
-
-
 class Launch(Callback):
     """Hydra callback that checks directories first and prints a sweep's table last."""
 
@@ -211,18 +180,28 @@ class Launch(Callback):
         self._lock(config.hydra.run.dir)  # before Hydra writes its record there
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _make_folder(config.hydra.sweep.dir)
+        folder = Path(config.hydra.sweep.dir)
+        _make_folder(str(folder))
+        self._lock(str(folder), SWEEP_LOCK)
+        if not is_resumed(config):
+            mark_earlier(folder)
+        # Not every sweeper writes this record.
+        write_text(folder / SWEEP, OmegaConf.to_yaml(config))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode is RunMode.MULTIRUN:
-            self._lock(config.hydra.runtime.output_dir)
-            # Of an earlier sweep in this directory: a job that fails must not show its figures.
-            for name in (METRICS, FACTS):
-                (Path(config.hydra.runtime.output_dir) / name).unlink(missing_ok=True)
+            run_dir = Path(config.hydra.runtime.output_dir)
+            self._lock(str(run_dir))
+            if is_resumed(config):
+                prepare_job(run_dir, config)
+            else:
+                # Of an earlier sweep: a job that fails must not show its figures.
+                begin_anew(run_dir)
 
-    def _lock(self, run_dir: str) -> None:
+    def _lock(self, run_dir: str, name: str = LOCK) -> None:
         try:
-            self.lock = lock(Path(run_dir))  # released with the next one, or with the process
+            # Released with the next lock of that name, or with the process.
+            LOCKS[name] = lock(Path(run_dir), name)
         except UserError as error:
             sys.exit(f"error: {error}")
 
@@ -232,12 +211,19 @@ class Launch(Callback):
         table = sweep_table(folder, convert=facts_of_old_run)
         print_table(table)
         table.write(folder)
-        for job in table.failed:
-            file = folder / job / ERROR
-            reason = file.read_text().strip() if file.is_file() else "see its train.log"
+        # Without figures, or with those that the job had before it failed.
+        failed = [row[0] for row in table.rows if row[0] in table.failed or _error(folder, row[0])]
+        for job in failed:
+            reason = _error(folder, job) or "see its train.log"
             print_line(f"job {job} failed: {reason}")
-        if table.failed:
-            sys.exit(f"error: {len(table.failed)} of {len(table.rows)} jobs failed; see above")
+        if failed:
+            sys.exit(f"error: {len(failed)} of {len(table.rows)} jobs failed; see above")
+
+
+def _error(folder: Path, job: str) -> str:
+    """Why a job of a sweep failed; empty if it did not, or left no message."""
+    file = folder / job / ERROR
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def _make_folder(path: str) -> None:

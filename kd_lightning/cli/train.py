@@ -17,6 +17,7 @@ from kd_lightning.cli.launch import arranged, find_plugins, quieten, run_job
 from kd_lightning.cli.paths import CONF
 from kd_lightning.runs.chain import LINK, Chain
 from kd_lightning.runs.checks import check
+from kd_lightning.runs.continued import continue_job
 from kd_lightning.runs.job import Job
 from kd_lightning.runs.naming import keep_name
 from kd_lightning.utils.errors import UserError
@@ -24,7 +25,7 @@ from kd_lightning.utils.process import tune_process
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _hydra_main(cfg: DictConfig) -> float:
+def _hydra_main(cfg: DictConfig) -> float | None:
     quieten()
     tune_process()
     find_plugins()
@@ -52,6 +53,7 @@ def main() -> None:
 
 
 def _run(cfg: DictConfig) -> dict[str, Any]:
+    continue_job(cfg)
     check(cfg)
     cfg = keep_name(cfg)
     return run_chain(cfg) if cfg.chain is not None else train(cfg)

@@ -16,23 +16,28 @@ from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_atomically, write_text
 from kd_lightning.utils.run_directory import CONFIG, DIAGNOSTICS, LAST, METRICS
 
+FAILURE = ERROR, TRACEBACK = "error.txt", "traceback.txt"  # of a failed job of a sweep
 OVERRIDES = ".hydra/overrides.yaml"
 LOCK = ".hydra/.lock"  # hidden, because it stays: deleting it could let two processes in
 
 
-def lock(run_dir: Path) -> FileLock | None:
+def lock(run_dir: Path, name: str = LOCK) -> FileLock | None:
     """Keep other runs out of a run directory; two would mix their files.
 
     The system releases the lock when a process ends, however it ends, so a stale lock file is no
     obstacle. The other processes of a DDP job, for which this is None, share the first one's.
+
+    Args:
+        run_dir: the directory.
+        name: of the lock file in it.
 
     Raises:
         UserError: if another process is using the directory.
     """
     if "LOCAL_RANK" in os.environ:
         return None
-    (run_dir / LOCK).parent.mkdir(parents=True, exist_ok=True)
-    found = FileLock(run_dir / LOCK)
+    (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+    found = FileLock(run_dir / name)
     try:
         found.acquire(timeout=0)
     except Timeout as error:
@@ -46,7 +51,7 @@ def lock(run_dir: Path) -> FileLock | None:
 def start_anew(run_dir: Path) -> None:
     """Prepare a directory for a new run in place of an older one."""
     # metrics.json would mark the new run as finished, and last.ckpt would be resumed from.
-    for name in (METRICS, LAST, "error.txt", "traceback.txt"):
+    for name in (METRICS, LAST, *FAILURE):
         (run_dir / name).unlink(missing_ok=True)
 
 

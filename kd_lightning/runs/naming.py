@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.runs.build import make
+from kd_lightning.runs.continued import EARLIER
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import ROLES_WITHOUT_TEACHER
@@ -106,14 +107,11 @@ def twin_of(record: Mapping[str, Any], run_dir: Path) -> Path | None:
     hydra = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN or record["role"] not in ROLES_WITHOUT_TEACHER:
         return None  # what a sweep varies has an effect on all others
-    started = Path(hydra.sweep.dir) / "multirun.yaml"  # which Hydra writes as a sweep starts
     same = ("role", "task", "settings", "seed", "processes")
     for file in sorted(Path(hydra.sweep.dir).glob("*/" + METRICS), key=str):
         job = file.parent
-        if job == run_dir or not (job / FACTS).is_file() or not started.is_file():
+        if job == run_dir or not (job / FACTS).is_file() or (job / EARLIER).is_file():
             continue
-        if file.stat().st_mtime < started.stat().st_mtime:
-            continue  # of an earlier sweep in the same directory
         found = read_json(job / FACTS)
         if all(found.get(name) == record[name] for name in same):
             return job

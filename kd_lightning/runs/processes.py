@@ -15,9 +15,10 @@ from typing import Any
 import torch.distributed
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 COMMAND = "kd_lightning.cli.train"  # module that the other ranks run
+RESUME = "resume="  # says where a run goes on, not what it is
 DDP_VARIABLES = (
     *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     "OMP_NUM_THREADS",  # Lightning divides the cores among the processes of a job
@@ -58,7 +59,15 @@ def one_job() -> Iterator[None]:
 def own_overrides(cfg: DictConfig) -> list[str] | None:
     """Return the user's overrides of this run; None for a teacher's run inside another job."""
     hydra = HydraConfig.get()
-    return list(hydra.overrides.task) if cfg.run_dir == hydra.runtime.output_dir else None
+    if cfg.run_dir != hydra.runtime.output_dir:
+        return None
+    return [o for o in as_written(hydra.overrides.task) if not o.startswith(RESUME)]
+
+
+def as_written(overrides: Any) -> list[str]:
+    """Return recorded overrides as they were typed: ``${…}`` in them is not resolved."""
+    plain: Any = OmegaConf.to_container(overrides, resolve=False)
+    return list(map(str, plain))
 
 
 def chosen_options() -> dict[str, str | None]:
