@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from kd_lightning.cli.console import print_line, print_table
+from kd_lightning.cli.console import fail, print_error, print_line, print_table
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.runs.directory import lock
 from kd_lightning.runs.legacy import facts_of_old_run
@@ -84,7 +84,7 @@ def run_job(job: Callable[[], float]) -> float:
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
             _note("traceback.txt", trace)
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            print_error(message)
         if "LOCAL_RANK" in os.environ:
             # Code 0, because Lightning kills rank 0 as soon as another rank fails, and rank 0
             # must still report the error.
@@ -243,7 +243,7 @@ class Launch(Callback):
         try:
             self.lock = lock(Path(run_dir))  # released with the next one, or with the process
         except UserError as error:
-            sys.exit(f"error: {error}")
+            fail(error)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table of the sweep; exit with code 1 if a job failed."""
@@ -256,7 +256,7 @@ class Launch(Callback):
             reason = file.read_text().strip() if file.is_file() else "see its train.log"
             print_line(f"job {job} failed: {reason}")
         if table.failed:
-            sys.exit(f"error: {len(table.failed)} of {len(table.rows)} jobs failed; see above")
+            fail(f"{len(table.failed)} of {len(table.rows)} jobs failed; see above")
 
 
 def _make_folder(path: str) -> None:
@@ -265,4 +265,4 @@ def _make_folder(path: str) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(f"no permission to write in {path}")
     except OSError as error:
-        sys.exit(f"error: the run directory cannot be written ({error}); see hydra.run.dir=")
+        fail(f"the run directory cannot be written ({error}); see hydra.run.dir=")

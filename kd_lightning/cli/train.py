@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from kd_lightning.cli.console import print_chain, print_run
+from kd_lightning.cli.console import fail, print_chain, print_run
 from kd_lightning.cli.launch import CONF, arranged, find_plugins, quieten, run_job
 from kd_lightning.runs.chain import LINK, Chain
 from kd_lightning.runs.job import Job
@@ -34,7 +34,7 @@ def main() -> None:
     try:
         sys.argv = arranged(sys.argv)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(error)
     _hydra_main()
 
 
