@@ -20,13 +20,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from kd_lightning.cli.consent import CONF, check_trust, state_trust
 from kd_lightning.cli.console import fail, print_error, print_line, print_table
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.runs.directory import lock
 from kd_lightning.runs.legacy import facts_of_old_run
-from kd_lightning.runs.processes import config_dirs, typed_dirs
+from kd_lightning.runs.load import add_to_path, recorded_dirs
+from kd_lightning.runs.processes import config_dirs
+from kd_lightning.runs.recorded import read_config
 from kd_lightning.utils.errors import Interrupted, UserError
 from kd_lightning.utils.files import write_text
+from kd_lightning.utils.reading import is_there
 from kd_lightning.utils.run_directory import FACTS, METRICS
 
 # Warnings of Lightning and torch that do not apply: a frozen teacher is in evaluation mode on
@@ -39,10 +43,6 @@ IRRELEVANT_WARNINGS = (
     r".*LeafSpec.*is deprecated.*",
     r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
 )
-
-PACKAGE = Path(__file__).resolve().parent.parent
-# A wheel contains conf/ inside the package; in a clone it lies beside the package.
-CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 
 ERROR = "error.txt"  # in the directory of a failed job of a sweep
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
@@ -126,7 +126,7 @@ def explain(error: BaseException | None) -> str | None:
 
 def find_plugins() -> None:
     """Make code in the folders named by ``--config-dir`` importable, for user plugins."""
-    sys.path += [folder for folder in config_dirs() if folder not in sys.path]
+    add_to_path(config_dirs())
 
 
 def arranged(argv: list[str]) -> list[str]:
@@ -143,13 +143,14 @@ def arranged(argv: list[str]) -> list[str]:
     given = [_bare(word.removeprefix("resume=")) for word in words if word.startswith("resume=")]
     if "LOCAL_RANK" in os.environ:
         return [argv[0], *flags, *words]
+    words = state_trust(words)
     if not given or given[-1] in ("", "null"):
         return [argv[0], *flags, *_compared(words)]
     run_dir = resumed_run(given[-1])
     file = run_dir / ".hydra" / "overrides.yaml"
-    if not file.is_file():
+    if not is_there(file):
         raise UserError(f"resume={given[-1]}: no run was started in {run_dir}")
-    recorded = OmegaConf.load(file)
+    recorded = read_config(file)
     # Hydra writes this file in place: a kill right then leaves it empty, and what would be
     # resumed is the default run. A run without overrides has an empty list.
     if not OmegaConf.is_list(recorded):
@@ -157,14 +158,15 @@ def arranged(argv: list[str]) -> list[str]:
             f"resume={given[-1]}: {file} does not record the overrides of the run, which was "
             "stopped as it began: start it again instead"
         )
-    before = [o for o in map(str, recorded) if not o.startswith("resume=")]
+    before = [o for o in map(str, recorded) if not o.startswith(("resume=", "trust="))]
     # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the
     # run unchanged; runs/directory.py writes the record later.
     words = [word for word in words if not word.startswith("resume=")]
     # Not the mode of an experiment that is a sweep: one of its jobs is resumed.
     settings = [f"hydra.run.dir={_quoted(run_dir)}", "hydra.output_subdir=null", "hydra.mode=RUN"]
     settings += [f"resume={_quoted(given[-1])}"]
-    flags = flags or [part for d in _recorded_dirs(run_dir) for part in ("--config-dir", d)]
+    check_trust(run_dir, before, words, flags)
+    flags = flags or [part for d in recorded_dirs(run_dir) for part in ("--config-dir", d)]
     return [argv[0], *flags, *before, *words, *settings]
 
 
@@ -207,13 +209,6 @@ def _flags_and_words(arguments: list[str]) -> tuple[list[str], list[str]]:
         is_flag = argument.startswith("-") or before in TAKE_A_VALUE
         (flags if is_flag else words).append(argument)
     return flags, words
-
-
-def _recorded_dirs(run_dir: Path) -> list[str]:
-    """Return the folders named by ``--config-dir`` when a run was started."""
-    file = run_dir / ".hydra" / "hydra.yaml"
-    record = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
-    return typed_dirs(OmegaConf.select(record, "hydra.runtime.config_sources") or [])
 
 
 def resumed_run(path: str) -> Path:

@@ -119,7 +119,7 @@ def _shown(run: RunDirectory, name: str) -> str:
 def _number(run: RunDirectory, name: str) -> float:
     value = run.metrics[name]
     if not isinstance(value, int | float):
-        raise UserError(f"{run.metrics.file}: {name!r} is {repr(value):.80}, not a number")
+        raise UserError(f"{run.metrics.file}: {name!r} is {value!r:.80}, not a number")
     return value
 
 
