@@ -27,7 +27,7 @@ from kd_lightning.runs.directory import lock
 from kd_lightning.runs.legacy import facts_of_old_run
 from kd_lightning.runs.load import add_to_path, recorded_dirs
 from kd_lightning.runs.processes import config_dirs
-from kd_lightning.runs.recorded import read_config
+from kd_lightning.runs.recorded import read_yaml
 from kd_lightning.utils.errors import Interrupted, UserError
 from kd_lightning.utils.files import write_text
 from kd_lightning.utils.reading import is_there
@@ -150,10 +150,10 @@ def arranged(argv: list[str]) -> list[str]:
     file = run_dir / ".hydra" / "overrides.yaml"
     if not is_there(file):
         raise UserError(f"resume={given[-1]}: no run was started in {run_dir}")
-    recorded = read_config(file)
+    recorded = read_yaml(file)  # not as a configuration, which would resolve interpolations
     # Hydra writes this file in place: a kill right then leaves it empty, and what would be
     # resumed is the default run. A run without overrides has an empty list.
-    if not OmegaConf.is_list(recorded):
+    if not isinstance(recorded, list):
         raise UserError(
             f"resume={given[-1]}: {file} does not record the overrides of the run, which was "
             "stopped as it began: start it again instead"

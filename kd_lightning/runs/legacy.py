@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
+
 from kd_lightning.runs.record import facts, parse_overrides
 from kd_lightning.runs.recorded import read_yaml
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.reading import is_there, read_json
 from kd_lightning.utils.run_directory import METRICS, finite
+from kd_lightning.utils.text import one_line
 
 OLD_NAME = re.compile(r"(?<!lr_)\bscheduler\b")  # version 0.1's name of lr_scheduler
 
@@ -33,7 +36,11 @@ def facts_of_old_run(path: Path) -> dict[str, Any]:
         choices = _mapping(choices).get(name)
     renamed = {OLD_NAME.sub("lr_scheduler", k): v for k, v in _mapping(choices).items()}
     metrics = read_json(path / METRICS) if is_there(path / METRICS) else {}
-    typed = parse_overrides(list(map(str, overrides)))
+    try:
+        typed = parse_overrides(list(map(str, overrides)))
+    except HydraException as error:
+        file = path / ".hydra" / "overrides.yaml"
+        raise UserError(f"{file} does not hold overrides: {one_line(error)}") from error
     record = facts(
         config,
         {k: v if v is None else str(v) for k, v in renamed.items()},

@@ -96,7 +96,7 @@ def refused(run_dir: Path, *typed: str) -> str:
         ("hydra.job_logging.handlers.file.class=mine.Handler", "mine.Handler"),
         ("+hydra.job.env_set.LD_PRELOAD=mine.so", "LD_PRELOAD=mine.so"),
         ("hydra.searchpath=[file:///]", "file:///"),
-        ("+callbacks.mine=${oc.create:{_target_:os.system}}", "os.system"),
+        ("+callbacks.mine='${oc.create:{_target_:os.system}}'", "os.system"),
     ],
 )
 def test_a_recorded_override_that_names_other_code_needs_trust(
