@@ -137,7 +137,8 @@ def find_checkpoint(path: str | Path, name: str = "best") -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    links = sorted((path / LINKS).glob("[0-9]*"), key=lambda link: int(link.name))
+    numbered = (link for link in (path / LINKS).glob("*") if link.name.isdecimal())
+    links = sorted(numbered, key=lambda link: int(link.name))
     return (links or [path])[-1] / "checkpoints" / f"{name}.ckpt"
 
 
