@@ -254,5 +254,5 @@ def _refuse_strangers(path: Path, described: dict[str, Any]) -> None:
         if not is_network(target):
             raise UserError(
                 f"the run names {printable(target)}, which is no network known here: "
-                f"import its class first if you trust it, or load_run({str(path)!r}, trust=True)"
+                "import its class first if you trust it, or say trust=true (in Python trust=True)"
             )

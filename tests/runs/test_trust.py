@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from kd_lightning import load_run
 from kd_lightning.cli.launch import arranged
 from kd_lightning.data.types import ImageSpec
 from kd_lightning.nets.mlp import MLP
+from kd_lightning.runs.teacher import TeacherOrder
 from kd_lightning.runs.trust import TRUST, is_known, is_network
 from kd_lightning.utils.errors import UserError
 
@@ -37,6 +39,7 @@ DANGEROUS = [
     *("kd_lightning.utils.files.write_text", "kd_lightning.nets.torchvision._fill"),
     "kd_lightning.cli.train.main",
 ]
+SPEC = ImageSpec((1, 4, 4), 3, (0.25,), (0.5,))
 
 
 def test_everything_in_conf_is_known() -> None:
@@ -55,6 +58,12 @@ def test_networks_are_known_and_nothing_else_is_a_network() -> None:
     for other in ("torch.optim.Adam", "kd_lightning.losses.response.soft_targets"):
         assert is_known(other)
         assert not is_network(other)
+
+
+@pytest.fixture(autouse=True)
+def no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust that a test gives ends with it."""
+    monkeypatch.setenv(TRUST, "0")
 
 
 @pytest.fixture
@@ -139,22 +148,37 @@ def test_code_that_the_user_types_needs_no_trust(stranger: Path) -> None:
     assert not (code / "imported").exists()
 
 
-def test_a_run_is_loaded_with_code_of_its_own_if_it_is_trusted(
-    stranger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec, code = ImageSpec((1, 4, 4), 3, (0.25,), (0.5,)), stranger.parent / "code"
-    record(stranger, folder=code)
+@pytest.fixture
+def foreign(stranger: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run whose network is of the stranger's code."""
+    record(stranger, folder=stranger.parent / "code")
     target = {"_target_": "of_a_stranger.Net", "_partial_": True, "hidden": [5]}
     config = {"model": {"student": target}}
     (stranger / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     (stranger / "run.json").write_text(json.dumps({"format": 1}))
     (stranger / "checkpoints").mkdir()
     state = {f"student.{k}": v for k, v in MLP((1, 4, 4), 3, hidden=(5,)).state_dict().items()}
-    content = {"state_dict": state, "network": "student", "spec": spec.plain()}
+    content = {"state_dict": state, "network": "student", "spec": SPEC.plain()}
     torch.save(content, stranger / "checkpoints" / "best.ckpt")
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "of_a_stranger", raising=False)
+    return stranger
+
+
+def test_a_run_is_loaded_with_code_of_its_own_if_it_is_trusted(foreign: Path) -> None:
     with pytest.raises(UserError, match=r"of_a_stranger\.Net, which is no network.*trust=True"):
-        load_run(stranger)
-    assert not (code / "imported").exists()
-    assert type(load_run(stranger, trust=True).network).__name__ == "Net"
-    assert (code / "imported").exists()
+        load_run(foreign)
+    assert not (foreign.parent / "code" / "imported").exists()
+    assert type(load_run(foreign, trust=True).network).__name__ == "Net"
+    assert (foreign.parent / "code" / "imported").exists()
+
+
+def test_several_teachers_are_built_with_code_of_their_own_if_it_is_trusted(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: Any = TeacherOrder
+    order = order(None, None, SPEC, None)
+    with pytest.raises(UserError, match=r"of_a_stranger\.Net, which is no network"):
+        order.given([str(foreign)] * 2)
+    monkeypatch.setenv(TRUST, "1")
+    assert len(order.given([str(foreign)] * 2).members) == 2
