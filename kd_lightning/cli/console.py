@@ -1,7 +1,13 @@
-"""Output to the terminal: tables, paths and sentences."""
+"""Output to the terminal: tables, paths, sentences and errors.
+
+Names, overrides and messages may come from files of others: their control characters are shown as
+escapes.
+"""
 
 import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from rich import box
 from rich.console import Console
@@ -11,6 +17,7 @@ from rich.text import Text
 from kd_lightning.report.read import Convert, read_runs
 from kd_lightning.report.sweep import chain_table, run_table
 from kd_lightning.report.table import Table
+from kd_lightning.utils.text import one_line, printable
 
 WRAPPED = 10  # smallest width of a column of names or verdicts, in characters
 
@@ -41,12 +48,22 @@ def print_table(table: Table) -> None:
 
 def print_path(name: str, path: Path) -> None:
     """Print ``name: path`` without line breaks, so the path can be copied."""
-    console().print(f"{name}: {path}", soft_wrap=True, highlight=False, markup=False)
+    console().print(printable(f"{name}: {path}"), soft_wrap=True, highlight=False, markup=False)
 
 
 def print_line(line: str, style: str = "none") -> None:
     """Print a sentence; square brackets in it are not interpreted as markup."""
-    console().print(line, markup=False, highlight=False, style=style)
+    console().print(printable(line), markup=False, highlight=False, style=style)
+
+
+def print_error(error: object) -> None:
+    """Print an error in one line to stderr."""
+    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def fail(error: object) -> NoReturn:
+    """Exit with code 1 after printing an error in one line."""
+    sys.exit(f"error: {one_line(error)}")
 
 
 def console() -> Console:
@@ -57,6 +74,7 @@ def console() -> Console:
 
 
 def _rich(table: Table) -> RichTable:
+    table = table.printable()
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(table.columns):
         header = column.short or column.header

@@ -16,7 +16,8 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from kd_lightning.cli.console import print_line, print_table
+from kd_lightning.cli.consent import state_trust
+from kd_lightning.cli.console import fail, print_error, print_line, print_table
 from kd_lightning.cli.explain import explain, wants_tracebacks
 from kd_lightning.cli.paths import CONF
 from kd_lightning.cli.resume import resumed
@@ -24,6 +25,7 @@ from kd_lightning.report.sweep import sweep_table
 from kd_lightning.runs.continued import SWEEP, begin_anew, is_resumed, mark_earlier, prepare_job
 from kd_lightning.runs.directory import ERROR, FAILURE, LOCK, TRACEBACK, lock
 from kd_lightning.runs.legacy import facts_of_old_run
+from kd_lightning.runs.load import add_to_path
 from kd_lightning.runs.processes import RESUME, config_dirs
 from kd_lightning.utils.errors import Interrupted, UserError
 from kd_lightning.utils.files import write_text
@@ -86,7 +88,7 @@ def run_job(job: Callable[[], float]) -> float | None:
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
             _note(TRACEBACK, trace)
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            print_error(message)
         if "LOCAL_RANK" in os.environ:
             # Code 0, because Lightning kills rank 0 as soon as another rank fails, and rank 0
             # must still report the error.
@@ -123,7 +125,7 @@ def _forget_failure() -> None:
 
 def find_plugins() -> None:
     """Make code in the folders named by ``--config-dir`` importable, for user plugins."""
-    sys.path += [folder for folder in config_dirs() if folder not in sys.path]
+    add_to_path(config_dirs())
 
 
 def arranged(argv: list[str]) -> list[str]:
@@ -137,6 +139,7 @@ def arranged(argv: list[str]) -> list[str]:
     given = [word.removeprefix(RESUME) for word in words if word.startswith(RESUME)]
     if "LOCAL_RANK" in os.environ:
         return [argv[0], *flags, *words]
+    words = state_trust(words)
     if not given or given[-1] in ("", "null"):
         return [argv[0], *flags, *_compared(words)]
     return [argv[0], *resumed(given[-1], flags, words)]
@@ -203,7 +206,7 @@ class Launch(Callback):
             # Released with the next lock of that name, or with the process.
             LOCKS[name] = lock(Path(run_dir), name)
         except UserError as error:
-            sys.exit(f"error: {error}")
+            fail(error)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table of the sweep; exit with code 1 if a job failed."""
@@ -217,7 +220,7 @@ class Launch(Callback):
             reason = _error(folder, job) or "see its train.log"
             print_line(f"job {job} failed: {reason}")
         if failed:
-            sys.exit(f"error: {len(failed)} of {len(table.rows)} jobs failed; see above")
+            fail(f"{len(failed)} of {len(table.rows)} jobs failed; see above")
 
 
 def _error(folder: Path, job: str) -> str:
@@ -232,4 +235,4 @@ def _make_folder(path: str) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(f"no permission to write in {path}")
     except OSError as error:
-        sys.exit(f"error: the run directory cannot be written ({error}); see hydra.run.dir=")
+        fail(f"the run directory cannot be written ({error}); see hydra.run.dir=")

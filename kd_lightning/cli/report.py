@@ -7,12 +7,18 @@ trained on labels alone, unless --baseline names another group.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_lightning.cli.console import print_chain, print_line, print_path, print_run, print_table
+from kd_lightning.cli.console import (
+    fail,
+    print_chain,
+    print_line,
+    print_path,
+    print_run,
+    print_table,
+)
 from kd_lightning.report.groups import group_runs
 from kd_lightning.report.read import read_runs
 from kd_lightning.report.sweep import sweep_table
@@ -26,7 +32,7 @@ def main() -> None:
     try:
         _report(arguments.runs, arguments.out, arguments.baseline)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kd_lightning.cli.consent import check_trust
 from kd_lightning.runs.continued import FIXED, SWEEP
+from kd_lightning.runs.load import recorded_dirs
 from kd_lightning.runs.processes import RESUME, as_written, typed_dirs
+from kd_lightning.runs.recorded import read_config, read_yaml
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.reading import is_there
 
 CONFIG_DIR = ("--config-dir", "-cd")
 
@@ -43,25 +46,25 @@ def _resumed_run(given: str, flags: Sequence[str], words: Sequence[str]) -> list
     # A directory, or a checkpoint in one.
     run_dir = Path(given).parent.parent if given.endswith(".ckpt") else Path(given)
     file = run_dir / ".hydra" / "overrides.yaml"
-    if not file.is_file():
+    if not is_there(file):
         raise UserError(f"resume={given}: no run was started in {run_dir}")
-    recorded = OmegaConf.load(file)
+    recorded = read_yaml(file)  # not as a configuration, which would resolve interpolations
     # Hydra writes this file in place: a kill right then leaves it empty, and what would be
     # resumed is the default run. A run without overrides has an empty list.
-    if not OmegaConf.is_list(recorded):
+    if not isinstance(recorded, list):
         raise UserError(
             f"resume={given}: {file} does not record the overrides of the run, which was "
             "stopped as it began: start it again instead"
         )
-    before = [o for o in as_written(recorded) if not o.startswith(RESUME)]
-    record = run_dir / ".hydra" / "hydra.yaml"
-    hydra = OmegaConf.load(record) if record.is_file() else OmegaConf.create()
+    before = [o for o in map(str, recorded) if not o.startswith((RESUME, "trust="))]
+    dirs = recorded_dirs(run_dir)
+    check_trust(run_dir, before, dirs, words, flags)
     # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the
     # run unchanged; runs/directory.py writes the record later.
     settings = [f"hydra.run.dir={_quoted(run_dir)}", "hydra.output_subdir=null"]
     # Not the mode of an experiment that is a sweep: one of its jobs is resumed.
     settings += ["hydra.mode=RUN", f"{RESUME}{_quoted(given)}"]
-    return [*_with_dirs(flags, hydra), *before, *words, *settings]
+    return [*_with_dirs(flags, dirs), *before, *words, *settings]
 
 
 def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> list[str]:
@@ -83,6 +86,10 @@ def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> li
     fixed = {_key(o) for o in (*before, *typed) if _key(o) not in swept}
     own = ("hydra.sweep.dir=", "hydra.output_subdir=", "hydra.mode=", f"++{FIXED}=")
     of_hydra = as_written(OmegaConf.select(record, "hydra.overrides.hydra") or OmegaConf.create([]))
+    lines = [str(o.input_line) for o in before]
+    hydra_lines = [line for line in of_hydra if not line.startswith(own)]
+    dirs = typed_dirs(OmegaConf.select(record, "hydra.runtime.config_sources") or [])
+    check_trust(Path(given), [*lines, *hydra_lines], dirs, words, flags)
     settings = [
         # the sweep's own, so that each job finds its earlier self
         f"hydra.sweep.dir={_quoted(given)}",
@@ -91,9 +98,9 @@ def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> li
         f"++{FIXED}={_quoted(' '.join(sorted(fixed)))}",
     ]
     return [
-        *_with_dirs(flags, record),
-        *(str(o.input_line) for o in before),
-        *(line for line in of_hydra if not line.startswith(own)),
+        *_with_dirs(flags, dirs),
+        *lines,
+        *hydra_lines,
         *words,
         *settings,
     ]
@@ -118,10 +125,10 @@ def _sweep_record(folder: Path) -> Any:
     """
     file, record = folder / SWEEP, None
     try:
-        record = OmegaConf.load(file)
+        record = read_config(file)
         is_known = OmegaConf.is_list(OmegaConf.select(record, "hydra.overrides.task"))
         is_ours = OmegaConf.select(record, "hydra.callbacks.launch") is not None
-    except (OSError, ValueError, AttributeError, yaml.YAMLError, OmegaConfBaseException):
+    except (UserError, AttributeError, OmegaConfBaseException):
         is_known = is_ours = False
     if not is_known:
         raise UserError(
@@ -144,11 +151,10 @@ def _key(override: Override) -> str:
     return override.package or override.key_or_group
 
 
-def _with_dirs(flags: Sequence[str], record: Any) -> list[str]:
+def _with_dirs(flags: Sequence[str], folders: Sequence[str]) -> list[str]:
     """Add the folders that were named by ``--config-dir``, unless others are named now."""
     if any(flag.partition("=")[0] in CONFIG_DIR for flag in flags):
         return list(flags)
-    folders = typed_dirs(OmegaConf.select(record, "hydra.runtime.config_sources") or [])
     return [*flags, *(part for folder in folders for part in ("--config-dir", folder))]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from kd_lightning.cli.console import print_chain, print_run
+from kd_lightning.cli.console import fail, print_chain, print_run
 from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
 from kd_lightning.cli.launch import arranged, find_plugins, quieten, run_job
 from kd_lightning.cli.paths import CONF
@@ -38,7 +38,7 @@ def main() -> None:
     try:
         sys.argv = arranged(sys.argv)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(error)
     # Hydra then raises what is wrong with the command line, instead of printing it over several
     # lines; run_job() takes care of the jobs' own errors.
     os.environ.setdefault(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0"))
@@ -49,7 +49,7 @@ def main() -> None:
         message = explain_composition(error, sys.argv[1:])
         if message is None or wants_tracebacks():
             raise
-        sys.exit(f"error: {message}")
+        fail(message)
 
 
 def _run(cfg: DictConfig) -> dict[str, Any]:

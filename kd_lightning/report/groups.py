@@ -6,6 +6,7 @@ from typing import Any
 
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import RunDirectory, finite
+from kd_lightning.utils.text import printable
 
 BASELINE, STUDENT, CONTROL = "baseline", "student", "control: "  # roles in run.json
 NO_PART = "–"  # value of a setting that does not apply to a run
@@ -233,6 +234,7 @@ def _column(groups: Groups, text: str) -> tuple[str, str]:
 
 def short_names(keys: Sequence[str]) -> list[str]:
     """Shorten ``method.temperature`` to ``temperature``, unless another key has the same end."""
+    keys = [as_text(key) for key in keys]
     ends = [key.rpartition(".")[2] for key in keys]
     return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
@@ -246,8 +248,8 @@ def as_text(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(as_text, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k}: {as_text(v)}' for k, v in value.items())}}}"
-    return str(value)
+        return f"{{{', '.join(f'{as_text(k)}: {as_text(v)}' for k, v in value.items())}}}"
+    return printable(str(value)).replace("\n", "\\n")
 
 
 def _section(key: str) -> str:

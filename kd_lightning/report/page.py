@@ -23,6 +23,7 @@ from kd_lightning.report.tables import (
 )
 from kd_lightning.report.verdicts import METHOD, common_overrides, controls, headline, mood, notes
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.text import printable
 
 TITLE = "Did distillation help?"
 REACH = 60  # half the width of the plotted intervals, in SVG units
@@ -82,8 +83,14 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_shown,
     )
     return environment.get_template("page.html.jinja")
+
+
+def _shown(value: object) -> object:
+    # Markup, which has no such characters, must stay Markup, or it would be escaped.
+    return printable(value) if type(value) is str else value
 
 
 def _notes(report: Report) -> list[str]:

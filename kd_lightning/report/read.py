@@ -23,6 +23,7 @@ TYPES = {
     **{"role": str, "teacher": str, "settings": dict, "overrides": dict, "links": list},
     **{"seed": object, "processes": int},
 }
+MOST_LINKS = 100  # of a chain
 
 
 def read_runs(folders: Sequence[Path], convert: Convert | None = None) -> list[RunDirectory]:
@@ -57,6 +58,10 @@ def _read(path: Path, convert: Convert | None) -> RunDirectory:
     for name, kind in TYPES.items():
         if not isinstance(run.facts[name], kind):
             raise UserError(f"{run.facts.file}: {name!r} should be a {kind.__name__}")
+    if len(run.facts["links"]) > MOST_LINKS or not all(
+        isinstance(link, str) for link in run.facts["links"]
+    ):
+        raise UserError(f"{run.facts.file}: 'links' should be at most {MOST_LINKS} names")
     return run
 
 

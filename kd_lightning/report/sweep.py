@@ -83,7 +83,7 @@ def chain_table(run: RunDirectory, convert: Convert | None = None) -> Table:
     found = read_runs(folders, convert)
     teachers = [["teacher", *_teacher_cells(found[0], names)]] if _has_teacher(found[0]) else []
     rows = [[name, *_cells(link, names)] for name, link in zip(links, found, strict=True)]
-    size = sum(link.metrics["parameters"] for link in found)
+    size = sum(_number(link, "parameters") for link in found)
     accuracies = [_shown(run, f"{split}/ensemble_accuracy") for split in ("val", "test")]
     rows.append(["all links together", show("parameters", size), *accuracies, "", ""])
     return Table([Column("link", kind="name"), *_columns(names)], rows, teachers)
@@ -113,10 +113,14 @@ def _cells(run: RunDirectory, names: Sequence[str]) -> list[str]:
 
 
 def _shown(run: RunDirectory, name: str) -> str:
+    return show(name, _number(run, name))
+
+
+def _number(run: RunDirectory, name: str) -> float:
     value = run.metrics[name]
     if not isinstance(value, int | float):
-        raise UserError(f"{run.metrics.file}: {name!r} is {value!r}, not a number")
-    return show(name, value)
+        raise UserError(f"{run.metrics.file}: {name!r} is {value!r:.80}, not a number")
+    return value
 
 
 def _has_teacher(run: RunDirectory) -> bool:

@@ -4,17 +4,21 @@ Numbers are formatted only here and in :mod:`kd_lightning.metrics.figures`.
 """
 
 import csv
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Literal
 
 from kd_lightning.metrics.figures import Unit, number
+from kd_lightning.utils.text import printable
 
 if TYPE_CHECKING:  # SciPy would slow down every command that prints a table
     from kd_lightning.report.statistics import Summary
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a formula begins in a spreadsheet
 
 
 @dataclass(frozen=True)
@@ -74,22 +78,48 @@ class Table:
         columns = [column for column, keep in zip(self.columns, kept, strict=True) if keep]
         return Table(columns, [*map(pick, self.rows)], [*map(pick, self.teachers)])
 
+    def printable(self) -> "Table":
+        """Return the table with control characters as escapes."""
+        columns = [
+            replace(c, header=printable(c.header), short=printable(c.short)) for c in self.columns
+        ]
+        rows, teachers = (
+            [[*map(printable, r)] for r in part] for part in (self.rows, self.teachers)
+        )
+        return Table(columns, rows, teachers)
+
     def markdown(self) -> str:
         """Format the table as a Markdown pipe table, with escaped cells."""
         lines = [self.header, ["---"] * len(self.columns), *self.lines]
         return "".join(f"| {' | '.join(map(literal, line))} |\n" for line in lines)
 
     def write_csv(self, file: Path) -> None:
-        """Write the table as CSV, with the cells unchanged."""
+        """Write the table as CSV; see :func:`write_csv`."""
         header = [name.replace("\n", " ") for name in self.header]
         write_csv(file, [header, *self.lines])
 
 
 def write_csv(file: Path, lines: Iterable[Sequence[object]]) -> None:
-    """Write lines of cells as CSV; None is an empty cell."""
+    """Write lines of cells as CSV; None is an empty cell, and no text is a formula."""
     # newline="" as the csv module requires: it writes the line ends itself.
     with file.open("w", newline="", encoding="utf-8") as opened:
-        csv.writer(opened).writerows(lines)
+        csv.writer(opened).writerows(map(_inert, line) for line in lines)
+
+
+def _inert(cell: object) -> object:
+    """Return a cell that a spreadsheet shows instead of computing it."""
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    # The apostrophe is how spreadsheets themselves mark text. Numbers may begin with a sign.
+    return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and "_" not in text
+    except ValueError:
+        return False
 
 
 def literal(text: str) -> str:
@@ -97,7 +127,12 @@ def literal(text: str) -> str:
     # Not underscores: CommonMark takes them literally inside words, and names contain many.
     for sign in "\\`*[]":
         text = text.replace(sign, f"\\{sign}")
-    return escape(text, quote=False).replace("|", "&#124;").replace("\n", "<br>")
+    return (
+        escape(printable(text), quote=False)
+        .replace("\r", " ")
+        .replace("|", "&#124;")
+        .replace("\n", "<br>")
+    )
 
 
 def two_lines(*lines: str) -> str:

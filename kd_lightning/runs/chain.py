@@ -28,7 +28,8 @@ from kd_lightning.runs.load import untrained
 from kd_lightning.runs.processes import chosen_options, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.run_directory import FACTS, LINKS, METRICS, find_checkpoint, read_json
+from kd_lightning.utils.reading import read_json
+from kd_lightning.utils.run_directory import FACTS, LINKS, METRICS, find_checkpoint
 
 STORE = "kd_lightning.teachers.sources.FromStore"  # gives way to a teacher_ckpt
 log = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """Checkpoint files, written atomically and read without executing code."""
 
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,6 +48,9 @@ def _verify(path: str | Path) -> None:
     """
     if zipfile.is_zipfile(path):  # not the format of before torch 1.6, which has no checksums
         with zipfile.ZipFile(path) as archive:
+            # torch.save does not compress: records larger than the file would unfold in memory.
+            if sum(member.file_size for member in archive.infolist()) > Path(path).stat().st_size:
+                raise zipfile.BadZipFile("its records are compressed")
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"the record {damaged} is damaged")
 
@@ -57,6 +61,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, damaged, or holds anything but plain values.
     """
+    # Opening a pipe would wait for whoever writes to it.
+    if os.path.lexists(path) and not (Path(path).is_dir() or Path(path).is_file()):
+        raise UserError(f"{path} is not a checkpoint file")
     try:
         _verify(path)
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -12,15 +12,14 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning.runs.directory import FAILURE, LOCK, OVERRIDES
 from kd_lightning.runs.processes import as_written
 from kd_lightning.runs.record import parse_overrides
+from kd_lightning.runs.recorded import read_yaml
+from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_text
 from kd_lightning.utils.run_directory import CONFIG, FACTS, METRICS, jobs_of
 
@@ -123,7 +122,7 @@ def is_resumed(config: DictConfig) -> bool:
 def _recorded_overrides(run_dir: Path) -> list[str] | None:
     """Return the overrides of a job that has begun; None if it was stopped before."""
     try:
-        recorded: Any = OmegaConf.load(run_dir / OVERRIDES)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        recorded = read_yaml(run_dir / OVERRIDES)
+    except UserError:
         return None
-    return as_written(recorded) if OmegaConf.is_list(recorded) else None
+    return list(map(str, recorded)) if isinstance(recorded, list) else None

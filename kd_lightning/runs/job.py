@@ -44,7 +44,8 @@ from kd_lightning.runs.rehearsal import rehearse
 from kd_lightning.runs.teacher import TeacherOrder, measure_teacher, publish, shapes_result
 from kd_lightning.teachers.sources import TeacherSource
 from kd_lightning.utils.errors import Interrupted, UserError
-from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, finite, read_json
+from kd_lightning.utils.reading import read_json
+from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, finite
 
 log = logging.getLogger(__name__)
 

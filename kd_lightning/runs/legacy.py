@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from hydra.errors import HydraException
 
 from kd_lightning.runs.record import facts, parse_overrides
+from kd_lightning.runs.recorded import read_yaml
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.run_directory import METRICS, finite, read_json
+from kd_lightning.utils.reading import is_there, read_json
+from kd_lightning.utils.run_directory import METRICS, finite
+from kd_lightning.utils.text import one_line
 
 OLD_NAME = re.compile(r"(?<!lr_)\bscheduler\b")  # version 0.1's name of lr_scheduler
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # with libyaml, ten times faster
 
 
 def facts_of_old_run(path: Path) -> dict[str, Any]:
@@ -33,8 +35,12 @@ def facts_of_old_run(path: Path) -> dict[str, Any]:
     for name in ("hydra", "runtime", "choices"):
         choices = _mapping(choices).get(name)
     renamed = {OLD_NAME.sub("lr_scheduler", k): v for k, v in _mapping(choices).items()}
-    metrics = read_json(path / METRICS) if (path / METRICS).is_file() else {}
-    typed = parse_overrides(list(map(str, overrides)))
+    metrics = read_json(path / METRICS) if is_there(path / METRICS) else {}
+    try:
+        typed = parse_overrides(list(map(str, overrides)))
+    except HydraException as error:
+        file = path / ".hydra" / "overrides.yaml"
+        raise UserError(f"{file} does not hold overrides: {one_line(error)}") from error
     record = facts(
         config,
         {k: v if v is None else str(v) for k, v in renamed.items()},
@@ -92,9 +98,4 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _read(file: Path) -> Any:
-    if not file.is_file():
-        return None
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    return read_yaml(file) if is_there(file) else None

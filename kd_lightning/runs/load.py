@@ -1,22 +1,33 @@
 """Loading of runs for inference."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from kd_lightning.data.batches import Normalizer
 from kd_lightning.data.types import ImageSpec, Spec
-from kd_lightning.runs.checkpoints import load_network, read_checkpoint
+from kd_lightning.runs.checkpoints import (
+    describe_mismatch,
+    load_network,
+    network_state,
+    read_checkpoint,
+)
+from kd_lightning.runs.processes import typed_dirs
+from kd_lightning.runs.recorded import read_config
+from kd_lightning.runs.trust import is_network, targets
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.partials import built
+from kd_lightning.utils.reading import is_there, texts
 from kd_lightning.utils.run_directory import (
     CONFIG,
     FACTS,
@@ -25,6 +36,7 @@ from kd_lightning.utils.run_directory import (
     find_checkpoint,
     read_run,
 )
+from kd_lightning.utils.text import one_line, printable
 
 PREDICTED_AT_ONCE = 256  # images, so that any number of them fits into memory
 
@@ -114,20 +126,23 @@ def channels_first(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     )
 
 
-def load_run(path: str | Path, checkpoint: str = "best") -> Run:
+def load_run(path: str | Path, checkpoint: str = "best", *, trust: bool = False) -> Run:
     """Load a run: its facts, its figures, and its network with the weights of a checkpoint.
 
     Loading executes no code from the directory: weights are plain tensors, and the network's
     class must be defined in ``kd_lightning.nets``, which includes an adapter to torchvision, or
-    be a ``torch.nn.Module`` that the caller has imported.
+    be a ``torch.nn.Module`` of PyTorch, of another library that networks come from, or of the
+    caller, who has imported it.
 
     Args:
         path: a run directory; of a chain, the last link's network is loaded.
         checkpoint: ``best`` or ``last``.
+        trust: build the network from any class or function that the run names, and import it
+            from the folders that the run was given with ``--config-dir``. This runs their code.
 
     Raises:
-        UserError: if the directory lacks a configuration or checkpoint, or names a class
-            that is not trusted.
+        UserError: if the directory lacks a configuration or checkpoint, a file in it is damaged,
+            or it names a class that is not trusted.
 
     >>> load_run("outputs/none")
     Traceback (most recent call last):
@@ -135,19 +150,26 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Run:
     """
     path = Path(path)
     config_file = path / CONFIG
-    if not config_file.is_file():
+    if not is_there(config_file):
         raise UserError(f"{path} is not a run directory: no {CONFIG}")
-    config = OmegaConf.load(config_file)
-    assert isinstance(config, DictConfig)
+    config = read_config(config_file)
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{config_file} holds a list, not a configuration")
     checkpoint_file = find_checkpoint(path, checkpoint)
     content = read_checkpoint(checkpoint_file)
     if not {"network", "spec"} <= content.keys():
         raise UserError(f"{checkpoint_file} does not say which network it holds for what data")
     # From the checkpoint, not the data: a run can be loaded on a machine without its data.
-    name, spec = content["network"], ImageSpec.from_plain(content["spec"])
-    described = OmegaConf.select(config.model, name)
-    _refuse_strangers(described)
-    net = untrained(described, spec)
+    name, spec = content["network"], _spec(checkpoint_file, content["spec"])
+    described = _description(config, config_file, name)
+    if trust:
+        add_to_path(recorded_dirs(path))
+    else:
+        _refuse_strangers(path, described)
+    state = network_state(content)
+    if not all(map(_is_whole, state.values())):
+        raise UserError(f"the weights in {checkpoint_file} are not those of a network")
+    net = _network(config_file, described, spec, state)
     load_network(net, checkpoint_file, option=f"net@{name}")
     run = read_run(path, convert=lambda _: {})
     return Run(path, Record(path / FACTS, run.facts), run.metrics, config, net.eval(), spec)
@@ -160,36 +182,77 @@ def untrained(described: Any, spec: Spec) -> nn.Module:
     return built(instantiate(described, _convert_="all"), *spec.network_arguments, **given)
 
 
-def _refuse_strangers(config: Any) -> None:
-    """Reject a configuration that names anything but networks.
+def recorded_dirs(run_dir: Path) -> list[str]:
+    """Return the folders that a run was given with ``--config-dir``."""
+    file = run_dir / ".hydra" / "hydra.yaml"
+    record = read_config(file) if is_there(file) else OmegaConf.create()
+    try:
+        found = OmegaConf.select(record, "hydra.runtime.config_sources") or []
+        return [str(folder) for folder in typed_dirs(found)]
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
+        raise UserError(f"{file} does not record where the configuration came from") from error
 
-    Instantiating a configuration calls every ``_target_`` in it, and a run directory may come
-    from an untrusted source.
-    """
-    if OmegaConf.is_dict(config):
-        if "_target_" in config and not _is_network(config._target_):
+
+def add_to_path(folders: Sequence[str]) -> None:
+    """Make the code in folders importable, after all other code."""
+    sys.path += [folder for folder in folders if folder not in sys.path]
+
+
+def _spec(file: Path, plain: Any) -> ImageSpec:
+    """Return the specification of the data in a checkpoint."""
+    try:
+        spec = ImageSpec.from_plain(plain)
+        numbers = [*spec.input_shape, spec.num_classes, *spec.mean, *spec.std]
+        if all(isinstance(n, int | float) and 0 <= abs(n) < 2**31 for n in numbers):
+            return spec
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{file} does not describe the data of its network") from error
+    raise UserError(f"{file} does not describe the data of its network")
+
+
+def _description(config: DictConfig, file: Path, name: Any) -> dict[str, Any]:
+    """Return the description of a network in a configuration, as plain values."""
+    try:
+        section = OmegaConf.to_container(config, resolve=True)["model"][name]  # pyright: ignore
+    except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{file} does not describe a network model.{name!r:.80}") from error
+    if not isinstance(section, dict) or "_target_" not in section:
+        raise UserError(f"{file} does not describe a network model.{name!r:.80}")
+    # Resolved already: another interpolation could turn into something that was not checked.
+    if any("${" in text for text in texts(section)):
+        raise UserError(f"{file}: the network model.{name} has an interpolation in a value")
+    return {str(key): value for key, value in section.items()}
+
+
+def _network(
+    file: Path, described: dict[str, Any], spec: ImageSpec, state: Mapping[str, Any]
+) -> nn.Module:
+    """Build the network of a run, if the weights in its checkpoint are of its size."""
+    try:
+        # First without memory: a configuration may describe a network of any size.
+        with torch.device("meta"):
+            net = untrained(described, spec)
+        if isinstance(net, nn.Module) and not describe_mismatch(net.state_dict(), state):
+            net = untrained(described, spec)
+    except (InstantiationException, OmegaConfBaseException, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: the network cannot be built: {one_line(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{file}: {described['_target_']} does not create a network")
+    return net
+
+
+def _is_whole(weights: Any) -> bool:
+    """Return whether a tensor has its numbers in the file, rather than one number repeated."""
+    if not isinstance(weights, torch.Tensor):
+        return False
+    return weights.numel() * weights.element_size() <= weights.untyped_storage().nbytes()
+
+
+def _refuse_strangers(path: Path, described: dict[str, Any]) -> None:
+    """Reject the description of a network that names anything but networks."""
+    for target in targets(described):
+        if not is_network(target):
             raise UserError(
-                f"the run names {config._target_}, which is no network known here; "
-                "import its class first if you trust it"
+                f"the run names {printable(target)}, which is no network known here: "
+                "import its class first if you trust it, or say trust=true (in Python trust=True)"
             )
-        for value in config.values():
-            _refuse_strangers(value)
-    elif OmegaConf.is_list(config):
-        for value in config:
-            _refuse_strangers(value)
-
-
-def _is_network(target: str) -> bool:
-    module, _, name = target.rpartition(".")
-    if module.startswith("kd_lightning.nets."):
-        try:
-            found = getattr(import_module(module), name, None)
-        except ModuleNotFoundError as error:
-            if error.name != module:  # a package that a network of ours needs
-                raise
-            return False
-        # Only what the module defines: its imports, such as nn and torch, are reachable, too.
-        return getattr(found, "__module__", None) == module
-    # Only modules that are imported already, since importing one runs its code.
-    found = getattr(sys.modules.get(module), name, None)
-    return isinstance(found, type) and issubclass(found, nn.Module)

@@ -22,7 +22,8 @@ from kd_lightning.runs.directory import plain
 from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import ROLES_WITHOUT_TEACHER
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.run_directory import FACTS, METRICS, read_json
+from kd_lightning.utils.reading import read_json
+from kd_lightning.utils.run_directory import FACTS, METRICS
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from typing import Any
 from kd_lightning import __version__
 from kd_lightning.metrics.figures import parse
 from kd_lightning.utils.files import write_text
-from kd_lightning.utils.run_directory import FACTS, FORMAT, METRICS, read_json
+from kd_lightning.utils.reading import read_json
+from kd_lightning.utils.run_directory import FACTS, FORMAT, METRICS
 
 # Settings that determine where and how a training runs, but not its result, by their full names:
 # a datamodule of the user may call its data set `root`. With them a student on a GPU would

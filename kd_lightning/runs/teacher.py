@@ -31,6 +31,7 @@ from kd_lightning.runs.directory import plain
 from kd_lightning.runs.load import load_run, untrained
 from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import INCIDENTAL
+from kd_lightning.runs.trust import is_given
 from kd_lightning.teachers.sources import FromStore
 from kd_lightning.teachers.store import teacher_key
 from kd_lightning.utils.errors import UserError, explaining
@@ -113,7 +114,7 @@ class TeacherOrder:
                 f"teacher_ckpt: {checkpoint} lies in no run directory; with several teachers, "
                 "each network is built from the configuration in its run directory"
             )
-        run = load_run(home, checkpoint.stem)
+        run = load_run(home, checkpoint.stem, trust=is_given())
         wanted = self.spec.network_arguments
         if run.spec.network_arguments != wanted:
             shape, classes = run.spec.network_arguments

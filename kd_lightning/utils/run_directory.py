@@ -12,7 +12,6 @@ tensorboard/  metrics.csv  train.log
 The module imports neither torch nor Lightning, so reports and tables start quickly.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.reading import is_there, read_json
 
 CONFIG, FACTS, METRICS = ".hydra/config.yaml", "run.json", "metrics.json"
 DIAGNOSTICS, CURVES, LINKS = "diagnostics.npz", "metrics.csv", "links"
@@ -99,7 +99,7 @@ def read_run(
         UserError: if the directory contains no run, or a file in it is damaged.
     """
     path = Path(path)
-    if (path / FACTS).is_file():
+    if is_there(path / FACTS):
         facts = read_json(path / FACTS)
         if facts.get("format") != FORMAT:
             raise UserError(
@@ -110,7 +110,7 @@ def read_run(
         facts = convert(path)
     else:
         raise UserError(f"{path} is not a run directory: it has no {FACTS}")
-    metrics = read_json(path / METRICS) if (path / METRICS).is_file() else {}
+    metrics = read_json(path / METRICS) if is_there(path / METRICS) else {}
     return RunDirectory(path, Record(path / FACTS, facts), Record(path / METRICS, metrics))
 
 
@@ -137,24 +137,9 @@ def find_checkpoint(path: str | Path, name: str = "best") -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    links = sorted((path / LINKS).glob("[0-9]*"), key=lambda link: int(link.name))
+    numbered = (link for link in (path / LINKS).glob("*") if link.name.isdecimal())
+    links = sorted(numbered, key=lambda link: int(link.name))
     return (links or [path])[-1] / "checkpoints" / f"{name}.ckpt"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Raises:
-        UserError: if the file cannot be read or does not contain an object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    # Deeply nested brackets in a damaged file end in a RecursionError.
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, not an object")
-    return content
 
 
 def finite(value: Any) -> float | None:

@@ -83,11 +83,20 @@ def test_method_runs_by_its_name_and_resumes(
     assert facts["settings"]["method.transfer.brightness"] == "Brightness"
     expected = accuracy(*recompute(tmp_path / "run", "test"))
     assert metrics["test/accuracy"] == pytest.approx(expected, abs=1e-7)
-    # the folder is recorded; typed again, it may stand anywhere
-    for epochs, typed in ((2, ()), (3, ("--config-dir", str(folder)))):
+    # the folder is recorded, but its code runs only if the user trusts it or types it again
+    refused = command(f"resume={tmp_path / 'run'}", "trainer.max_epochs=2")
+    assert refused.stderr == (
+        f"error: resume={tmp_path / 'run'} would run code in {folder}: name the folder with "
+        "--config-dir, or add trust=true, if you trust it\n"
+    )
+    assert (refused.returncode, read_metrics(tmp_path / "run")["epochs"]) == (1, 1)
+    for epochs, typed in ((2, ("trust=true",)), (3, ("--config-dir", str(folder)))):
         done = command(f"resume={tmp_path / 'run'}", *typed, f"trainer.max_epochs={epochs}")
         assert done.returncode == 0, done.stderr
         assert read_metrics(tmp_path / "run")["epochs"] == epochs
+    records = [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".yaml", ".json")]
+    assert records
+    assert not any("trust" in p.read_text() for p in records)
 
 
 def test_method_runs_in_a_sweep_on_two_processes(

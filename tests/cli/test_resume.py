@@ -59,12 +59,16 @@ def live_teacher(run_dir: Path, command: Command, kill: Killer) -> Lives:
     held, left = run_dir / "held", []
     hold = ("+callbacks.hold._target_=spy.Hold", f"+callbacks.hold.folder={run_dir}")
     first = ("model=teacher", *hold, "+callbacks.hold.epoch=0", f"hydra.run.dir={run_dir}")
-    for arguments in ((*JOB, *first), (f"resume={run_dir}", "callbacks.hold.epoch=2")):
+    for arguments in (
+        (*JOB, *first),
+        (f"resume={run_dir}", "callbacks.hold.epoch=2", "trust=true"),
+    ):
         kill(*arguments, when=held.is_file)
         held.unlink()
         left.append(files_in(run_dir))
     there = str(ROOT / "tests")
-    last = command(f"resume={run_dir}", "callbacks.hold.epoch=-1", PYTHONPATH=there)
+    words = (f"resume={run_dir}", "callbacks.hold.epoch=-1", "trust=true")
+    last = command(*words, PYTHONPATH=there)
     return Lives(run_dir, left, [last])
 
 

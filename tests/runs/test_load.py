@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -80,6 +81,7 @@ def test_directory_of_version_0_1_has_no_facts(tmp_path: Path) -> None:
 def test_last_link_of_a_chain_is_loaded(tmp_path: Path) -> None:
     write_run(tmp_path)
     torch.save({}, tmp_path / "checkpoints" / "best.ckpt")  # a chain has none of its own
+    (tmp_path / "links" / "11 (copy)").mkdir(parents=True)
     for link in (2, 10):  # by number, not by text
         write_run(tmp_path / "links" / str(link), epoch=link)
     last = torch.load(tmp_path / "links" / "10" / "checkpoints" / "best.ckpt")
@@ -153,3 +155,51 @@ def test_other_checkpoint_may_be_named(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     (folder / "best.ckpt").rename(folder / "last.ckpt")
     assert load_run(tmp_path / "run", "last").spec == SPEC
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        *(7, None, [], {"width": 1}, {"_target_": 7}, {**NET, "hidden": "${oc.env:HOME}x${"}),
+        *({**NET, "hidden": ["\\${student}"]}, {**NET, "hidden": None}, {**NET, "more": 1}),
+        # A network of any size is not built before its weights are known to fit.
+        *({**NET, "hidden": [10**12]}, {**NET, "hidden": [10**5, 10**8]}, {**NET, "hidden": [-5]}),
+        *({"_target_": "torch.nn.Linear", "_args_": [4 * 10**8, 4 * 10**8]}, {"_target_": ""}),
+    ],
+)
+def test_description_of_no_network_is_refused_in_one_line(tmp_path: Path, net: Any) -> None:
+    write_run(tmp_path / "run", net)
+    with pytest.raises(UserError) as caught:
+        load_run(tmp_path / "run")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({"spec": None}, {"spec": {"a": 1}}, {"spec": {**SPEC.plain(), "num_classes": "3"}}),
+        *({"spec": {**SPEC.plain(), "mean": None}}, {"network": None}, {"network": "model.x["}),
+        *({"network": ["a"]}, {"network": "student\x1b"}, {"state_dict": {"student.x": 1}}),
+        # One number that claims to be a quadrillion.
+        {"state_dict": {"student.x": torch.zeros(1).expand(10**15)}},
+    ],
+)
+def test_checkpoint_of_no_network_is_refused_in_one_line(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    write_run(tmp_path / "run", **content)
+    with pytest.raises(UserError) as caught:
+        load_run(tmp_path / "run")
+    assert str(caught.value).isprintable()
+
+
+def test_checkpoint_that_would_unfold_in_memory_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with ZipFile(file) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with ZipFile(file, "w", ZIP_DEFLATED) as archive:
+        for name, record in {**records, "archive/data/bomb": b"\0" * 10**6}.items():
+            archive.writestr(name, record)
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged or cut short"):
+        load_run(tmp_path / "run")

@@ -1,6 +1,7 @@
 """Plots of validation accuracy by epoch, and by link along a chain."""
 
 import csv
+import io
 from itertools import cycle
 from statistics import fmean, stdev
 from typing import Any
@@ -19,8 +20,11 @@ from kd_lightning.report.plots.base import (
     percent_axis,
 )
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.reading import is_there, read_text
 from kd_lightning.utils.run_directory import CURVES, RunDirectory, finite
+from kd_lightning.utils.text import one_line
 
+MOST_BYTES = 2**26  # of a file: the figures of millions of steps
 MOST_CURVES = 6  # more are hard to distinguish
 MOST_CHAINS = 3  # panels side by side
 
@@ -73,16 +77,20 @@ def _by_epoch(row: Row) -> dict[int, list[float]]:
 def _curve(run: RunDirectory) -> dict[int, float]:
     """Read validation accuracy by epoch; for an epoch repeated after resuming, the later value."""
     file = run.path / CURVES
-    if not file.is_file():
+    if not is_there(file):
         return {}
     # The final validation of the best epoch may be recorded, too, with the number of epochs.
     last = run.number("epochs") or float("inf")
+    text = io.StringIO(read_text(file, MOST_BYTES), newline="")
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = [(row.get("epoch"), row.get(VAL)) for row in csv.DictReader(lines)]
+        lines = csv.reader(text)
+        header = next(lines, [])
+        wanted = [header.index(name) for name in ("epoch", VAL) if name in header]
+        rows = [[row[i] if i < len(row) else "" for i in wanted] for row in lines]
+        rows = rows if len(wanted) == 2 else []
         found = {int(float(epoch)): float(score) for epoch, score in rows if epoch and score}
-    except (OSError, ValueError, OverflowError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    except (ValueError, OverflowError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from error
     return {e: s for e, s in found.items() if e < last and finite(s) is not None}
 
 

@@ -9,9 +9,10 @@ teacher_class_probabilities     T×K×C: mean softmax of the teacher at each tem
 temperature_curves              see report/plots/temperature.py
 """
 
-import zlib
+import io
+import math
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 from matplotlib.colors import LogNorm, PowerNorm, to_rgba
@@ -31,19 +32,17 @@ from kd_lightning.report.plots.base import (
 )
 from kd_lightning.report.plots.temperature import effect_of_temperature
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.reading import is_there, read_bytes
 from kd_lightning.utils.run_directory import DIAGNOSTICS, RunDirectory
 
 Array = np.ndarray[Any, Any]
 
 OLD_NAME = "evidence.npz"  # name of the file in version 0.1
-MOST_BYTES = 2**28  # of all arrays unpacked: a small archive may claim any size
+MOST_BYTES = 2**28  # of the file, and of all arrays unpacked: a small archive may claim any size
+MOST_ARRAYS = 100
 MOST_NUMBERS = 20  # classes whose numbers fit on an axis without overlapping
 FAINTEST = 1e-4  # lower end of the colour scale of probabilities
 HEIGHTS = {1: 4.2, 2: 4.6, 3: 4.3}  # inches, by the number of square panels
-DAMAGE = (  # exceptions of zipfile and NumPy for damaged files
-    *(OSError, EOFError, TypeError, AttributeError, ValueError, MemoryError, RuntimeError),
-    *(BadZipFile, zlib.error),
-)
 
 
 def load(run: RunDirectory) -> dict[str, Array]:
@@ -53,24 +52,45 @@ def load(run: RunDirectory) -> dict[str, Array]:
         UserError: if the file is damaged.
     """
     file = run.path / DIAGNOSTICS
-    file = file if file.is_file() else run.path / OLD_NAME
-    if not file.is_file():
+    file = file if is_there(file) else run.path / OLD_NAME
+    if not is_there(file):
         return {}
     try:
-        with ZipFile(file) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
-                raise ValueError("too large")
+        content = io.BytesIO(read_bytes(file, MOST_BYTES))
+        with ZipFile(content) as archive:
+            members = archive.infolist()
+            if len(members) > MOST_ARRAYS:
+                raise ValueError("too many arrays")
+            sizes = [_size(archive, member) for member in members]
+        if sum(sizes) > MOST_BYTES:
+            raise ValueError("too large")
         # Pickles are refused, because unpickling would run code of whoever wrote the file.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return {name: _numbers(arrays[name]) for name in arrays.files}
-    except DAMAGE as error:
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as arrays:
+            return {name: arrays[name].astype(np.float64) for name in arrays.files}
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own for damage
         raise UserError(f"{file} is damaged: delete it to make the report without it") from error
 
 
-def _numbers(array: Array) -> Array:
-    if array.dtype.kind not in "fiub":
+def _size(archive: ZipFile, member: ZipInfo) -> int:
+    """Return the bytes that an array takes as float64, before anything is allocated for it.
+
+    Raises:
+        ValueError: if it contains no numbers, or not as many as its header claims.
+    """
+    with archive.open(member) as opened:
+        version = np.lib.format.read_magic(opened)
+        if version != (1, 0):  # what NumPy writes for every array of numbers
+            raise ValueError("an unknown version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
+        header = opened.tell()
+    if dtype.kind not in "fiub" or min(shape, default=0) < 0:
         raise ValueError("an array does not contain numbers")
-    return array.astype(np.float64)
+    # In Python's integers, which have no largest one.
+    count = math.prod(shape)
+    if header + count * dtype.itemsize != member.file_size:
+        raise ValueError("an array is not as large as it claims")
+    return count * 8
 
 
 def plots(report: Report) -> list[Plot]:
