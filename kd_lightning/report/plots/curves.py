@@ -20,7 +20,7 @@ from kd_lightning.report.plots.base import (
     percent_axis,
 )
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.reading import is_there, read_text
+from kd_lightning.utils.reading import is_there, read_bytes
 from kd_lightning.utils.run_directory import CURVES, RunDirectory, finite
 from kd_lightning.utils.text import one_line
 
@@ -81,14 +81,19 @@ def _curve(run: RunDirectory) -> dict[int, float]:
         return {}
     # The final validation of the best epoch may be recorded, too, with the number of epochs.
     last = run.number("epochs") or float("inf")
-    text = io.StringIO(read_text(file, MOST_BYTES), newline="")
+    content = io.BytesIO(read_bytes(file, MOST_BYTES))
+    found: dict[int, float] = {}
     try:
-        lines = csv.reader(text)
+        # Decoded and kept line by line: as objects, the rows would take many times the file's size.
+        lines = csv.reader(io.TextIOWrapper(content, encoding="utf-8", newline=""))
         header = next(lines, [])
         wanted = [header.index(name) for name in ("epoch", VAL) if name in header]
-        rows = [[row[i] if i < len(row) else "" for i in wanted] for row in lines]
-        rows = rows if len(wanted) == 2 else []
-        found = {int(float(epoch)): float(score) for epoch, score in rows if epoch and score}
+        if len(wanted) < 2:
+            return {}
+        for row in lines:
+            epoch, score = (row[i] if i < len(row) else "" for i in wanted)
+            if epoch and score:
+                found[int(float(epoch))] = float(score)
     except (ValueError, OverflowError, csv.Error) as error:
         raise UserError(f"{file} cannot be read: {one_line(error)}") from error
     return {e: s for e, s in found.items() if e < last and finite(s) is not None}
