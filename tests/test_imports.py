@@ -29,7 +29,7 @@ INSIDE = {
     "data": {"utils"},
     "transfer": {"utils", "losses", "nets", "schedules"},
     "objective": {"utils", "losses", "schedules", "transfer", "nets"},
-    "tasks": {"utils", "metrics", "losses", "data.types"},
+    "tasks": {"utils", "metrics", "losses", "data.types", "nets.preprocessing"},
     "teachers": {"utils", "nets", "data.types"},
     "modules": {"utils", "objective", "tasks", "teachers", "metrics", "data.types", "nets"},
     "callbacks": {"utils", "modules", "metrics", "data.types"},

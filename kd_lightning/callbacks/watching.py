@@ -5,10 +5,21 @@ it. Such callbacks are left out of a teacher's key and of the settings in ``run.
 the attribute, a callback is assumed to change the result.
 """
 
+import logging
+import time
 from typing import Any
 
-from lightning import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+
+from kd_lightning.metrics.figures import show
+
+log = logging.getLogger(__name__)
 
 
 # Subclasses, because only a class attribute can be read from a configuration without creating
@@ -27,6 +38,28 @@ class LearningRate(LearningRateMonitor):
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.loggers:
             super().on_train_start(trainer, *args, **kwargs)
+
+
+class EpochLog(Callback):
+    """Log a line for each epoch where there is no progress bar, as when output is piped."""
+
+    shapes_result = False
+
+    def __init__(self) -> None:
+        self.started = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.progress_bar_callback is not None:
+            return
+        most = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        names = ("train/loss", "val/loss", "val/accuracy")
+        logged = trainer.callback_metrics
+        found = [f"{name} {show(name, float(logged[name]))}" for name in names if name in logged]
+        number, seconds = trainer.current_epoch + 1, time.perf_counter() - self.started
+        log.info("epoch %d%s: %s (%.1f s)", number, most, ", ".join(found), seconds)
 
 
 class ProgressBar(TQDMProgressBar):

@@ -64,7 +64,7 @@ def check_trust(
         UserError: if consent is missing; the message says what would run.
     """
     if flag := next((o for o in recorded if o.startswith("-")), None):
-        raise UserError(f"resume={run_dir}: {flag!r} is recorded there, which is no override")
+        raise UserError(f"resume={run_dir} records {flag!r}, which is no override")
     if is_given():
         return
     folders = _folders(flags)

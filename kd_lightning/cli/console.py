@@ -5,6 +5,7 @@ escapes.
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +27,8 @@ def print_run(run_dir: Path, convert: Convert | None = None) -> None:
     """Print the figures of a finished run and of its teacher."""
     (run,) = read_runs([run_dir], convert)
     print_table(run_table(run))
+    if "test/agreement" in run.metrics:
+        print_line("agreement: how often both networks predict the same class", style="dim")
     print_path("run", run_dir)
 
 
@@ -34,6 +37,11 @@ def print_chain(run_dir: Path, convert: Convert | None = None) -> None:
     (run,) = read_runs([run_dir], convert)
     print_table(chain_table(run, convert))
     print_path("chain", run_dir)
+
+
+def print_next(path: Path) -> None:
+    """Print the command that reports on a finished run or sweep."""
+    print_path("report", f"kd-report {shlex.quote(str(path))} --out report")
 
 
 def print_table(table: Table) -> None:
@@ -46,7 +54,7 @@ def print_table(table: Table) -> None:
     terminal.print(next(fitting, narrower[-1]), crop=False)
 
 
-def print_path(name: str, path: Path) -> None:
+def print_path(name: str, path: Path | str) -> None:
     """Print ``name: path`` without line breaks, so the path can be copied."""
     console().print(printable(f"{name}: {path}"), soft_wrap=True, highlight=False, markup=False)
 

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.cli.consent import state_trust
-from kd_lightning.cli.console import fail, print_error, print_line, print_table
+from kd_lightning.cli.console import fail, print_error, print_line, print_next, print_table
 from kd_lightning.cli.explain import explain, wants_tracebacks
 from kd_lightning.cli.paths import CONF
 from kd_lightning.cli.resume import resumed
@@ -26,6 +26,7 @@ from kd_lightning.runs.continued import SWEEP, begin_anew, is_resumed, mark_earl
 from kd_lightning.runs.directory import ERROR, FAILURE, LOCK, TRACEBACK, lock
 from kd_lightning.runs.legacy import facts_of_old_run
 from kd_lightning.runs.load import add_to_path
+from kd_lightning.runs.networks import added
 from kd_lightning.runs.processes import RESUME, config_dirs
 from kd_lightning.utils.errors import Interrupted, UserError
 from kd_lightning.utils.files import write_text
@@ -139,7 +140,7 @@ def arranged(argv: list[str]) -> list[str]:
     given = [word.removeprefix(RESUME) for word in words if word.startswith(RESUME)]
     if "LOCAL_RANK" in os.environ:
         return [argv[0], *flags, *words]
-    words = state_trust(words)
+    words = [added(word) for word in state_trust(words)]
     if not given or given[-1] in ("", "null"):
         return [argv[0], *flags, *_compared(words)]
     return [argv[0], *resumed(given[-1], flags, words)]
@@ -214,6 +215,7 @@ class Launch(Callback):
         table = sweep_table(folder, convert=facts_of_old_run)
         print_table(table)
         table.write(folder)
+        print_next(folder)
         # Without figures, or with those that the job had before it failed.
         failed = [row[0] for row in table.rows if row[0] in table.failed or _error(folder, row[0])]
         for job in failed:

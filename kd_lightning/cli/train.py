@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_lightning.cli.console import fail, print_chain, print_run
+from kd_lightning.cli.console import fail, print_chain, print_next, print_run
 from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
 from kd_lightning.cli.launch import arranged, find_plugins, quieten, run_job
 from kd_lightning.cli.paths import CONF
@@ -20,6 +22,7 @@ from kd_lightning.runs.checks import check
 from kd_lightning.runs.continued import continue_job
 from kd_lightning.runs.job import Job
 from kd_lightning.runs.naming import keep_name
+from kd_lightning.runs.networks import with_preprocessing
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.process import tune_process
 
@@ -54,6 +57,7 @@ def main() -> None:
 
 def _run(cfg: DictConfig) -> dict[str, Any]:
     continue_job(cfg)
+    cfg = with_preprocessing(cfg)
     check(cfg)
     cfg = keep_name(cfg)
     return run_chain(cfg) if cfg.chain is not None else train(cfg)
@@ -70,12 +74,16 @@ def run_chain(cfg: DictConfig) -> dict[str, Any]:
     metrics = Chain(cfg, train).run()
     if not is_one_link:
         print_chain(Path(cfg.run_dir))
+        print_next(Path(cfg.run_dir))
     return metrics
 
 
 def _print(run_dir: Path, profile: str) -> None:
     print_run(run_dir)
     print(profile, end="")
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.RUN and str(run_dir) == hydra.runtime.output_dir:
+        print_next(run_dir)  # not after its teacher, nor after each job of a sweep
 
 
 if __name__ == "__main__":

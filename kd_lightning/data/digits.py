@@ -19,6 +19,8 @@ class DigitsDataModule(InMemoryDataModule):
     Arguments are those of :class:`~kd_lightning.data.memory.InMemoryDataModule`.
     """
 
+    remark = "those for testing are by other writers, and harder"
+
     def load(self) -> tuple[Split, Split]:
         digits: Any = load_digits()
         small = torch.from_numpy(digits.images).unsqueeze(1) / 16

@@ -49,6 +49,8 @@ class InMemoryDataModule(L.LightningDataModule):
         UserError: if a value is out of range, or the data cannot be read.
     """
 
+    remark = ""  # what a reader of the figures should know about the data
+
     def __init__(
         self,
         batch_size: int = 64,
@@ -148,6 +150,13 @@ class InMemoryDataModule(L.LightningDataModule):
         target = train.target.clone()
         target[noisy] = (target[noisy] + shift) % num_classes
         return train._replace(target=target)
+
+    @property
+    def summary(self) -> str:
+        """Numbers of samples, as in "1,293 training, 144 validation and 360 test images"."""
+        sizes = {name: f"{len(split.target):,}" for name, split in self.splits.items()}
+        remark = f"; {self.remark}" if self.remark else ""
+        return "{train} training, {val} validation and {test} test images".format(**sizes) + remark
 
     @property
     def labels(self) -> Tensor:

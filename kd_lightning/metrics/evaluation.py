@@ -55,3 +55,12 @@ class Evaluation(nn.Module):
         for metric in metrics.values():
             metric.reset()
         return values
+
+
+def is_near_chance(accuracy: float, classes: int) -> bool:
+    """Return whether an accuracy is less than a tenth of the way from chance to 1.
+
+    >>> is_near_chance(0.54, 2), is_near_chance(0.2, 10)
+    (True, False)
+    """
+    return accuracy < 1 / classes + (1 - 1 / classes) / 10

@@ -20,6 +20,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from kd_lightning.utils.errors import UserError
 
+MISSING = "???"  # OmegaConf's mark of a value that the user has to give
 OWN_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 
@@ -44,6 +45,8 @@ def check_arguments(config: Any, where: str) -> None:
         target = _find(config["_target_"], where)
         parameters, takes_any = _parameters(target)
         for name, value in arguments.items():
+            if value == MISSING:
+                raise UserError(f"{where}.{name} is required: set {where}.{name}=")
             if name in parameters:
                 _check_value(value, parameters[name], f"{where}.{name}")
             elif not takes_any:
@@ -54,6 +57,14 @@ def check_arguments(config: Any, where: str) -> None:
                 )
     for name, value in arguments.items():
         check_arguments(value, f"{where}.{name}")
+
+
+def takes(target: Any, name: str) -> bool:
+    """Return whether a class or function has an argument of a name; False if it cannot be found."""
+    try:
+        return name in _parameters(_find(target, ""))[0]
+    except (UserError, ImportError):
+        return False
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

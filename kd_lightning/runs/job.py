@@ -22,6 +22,7 @@ from kd_lightning.callbacks.loggers import log_outcome
 from kd_lightning.callbacks.profiler import PhaseProfiler, Unprofiled
 from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.modules.base import BaseModule
+from kd_lightning.runs.announce import announce, warn_near_chance
 from kd_lightning.runs.build import (
     build_data,
     build_module,
@@ -77,6 +78,8 @@ class Job:
             data = build_data(cfg)
         module, source, order = prepare(cfg, data, self)
         trainer = build_trainer(cfg, profiler)
+        if trainer.is_global_zero and "LOCAL_RANK" not in os.environ:
+            announce(cfg, data, module, source, order)
         checkpoint = checkpoint_to_resume(cfg, module, rehearse(module))
         record = facts_of(cfg, module, source, "", trainer.world_size)
         if (twin := twin_of(record, Path(cfg.run_dir))) is not None:
@@ -101,6 +104,9 @@ class Job:
             metrics = run(cfg, trainer, module, data, checkpoint)
             if trainer.is_global_zero:
                 finish(cfg, trainer, record, metrics)
+                if module.task.spec is not None:
+                    classes = module.task.spec.num_classes
+                    warn_near_chance(module.role, metrics.get("test/accuracy"), classes)
                 if isinstance(module, TeacherModule):
                     publish(cfg, data, trainer.world_size)
                 self.finished(Path(cfg.run_dir), _summary(profiler))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kd_lightning.data.batches import Normalizer
 from kd_lightning.data.types import ImageSpec, Spec
+from kd_lightning.nets.preprocessing import connect
 from kd_lightning.runs.checkpoints import (
     describe_mismatch,
     load_network,
@@ -179,7 +180,8 @@ def untrained(described: Any, spec: Spec) -> nn.Module:
     """Build a configured network whose weights will be loaded from a checkpoint."""
     # Pretrained weights would be downloaded only to be overwritten.
     given = {"weights": None} if "weights" in described else {}
-    return built(instantiate(described, _convert_="all"), *spec.network_arguments, **given)
+    net = built(instantiate(described, _convert_="all"), *spec.network_arguments, **given)
+    return connect(net, spec)
 
 
 def recorded_dirs(run_dir: Path) -> list[str]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from kd_lightning import __version__
 from kd_lightning.data.types import ImageSpec, Spec, as_batch
+from kd_lightning.metrics.evaluation import is_near_chance
 from kd_lightning.metrics.figures import show
 from kd_lightning.modules import DistillationModule
 from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
@@ -61,6 +62,13 @@ class TeacherOrder:
         self, cfg: DictConfig, data: L.LightningDataModule, spec: Spec, train: Train
     ) -> None:
         self.cfg, self.data, self.spec, self._train = cfg, data, spec, train
+        self._key: str | None = None
+
+    @property
+    def training(self) -> str:
+        """How long the teacher is trained, as in "5 epochs"."""
+        limits = self.cfg.pretrain.trainer
+        return f"{limits.max_epochs} epochs" if limits.max_epochs else f"{limits.max_steps} steps"
 
     def build(self) -> nn.Module:
         """Return the network of ``net@teacher`` with its initial weights."""
@@ -85,11 +93,17 @@ class TeacherOrder:
         if len(checkpoints) > 1:
             return Ensemble([self._member(checkpoint) for checkpoint in checkpoints])
         net = load_network(self.build(), checkpoints[0], option="net@teacher")
-        self._warn_of_other_scale(checkpoints[0], read_checkpoint(checkpoints[0]).get("spec"))
+        if not hasattr(net, "preprocessing"):  # else the user knows about it
+            self._warn_of_other_scale(checkpoints[0], read_checkpoint(checkpoints[0]).get("spec"))
         return net
 
     def key(self) -> str:
         """Return a key that identifies everything that determines the teacher's weights."""
+        if self._key is None:
+            self._key = self._make_key()
+        return self._key
+
+    def _make_key(self) -> str:
         job = teacher_job(self.cfg)
         # The data's seed only determines the order of samples, and the teacher has its own:
         # data that differ in nothing else need not be read a second time.
@@ -171,15 +185,13 @@ def measure_teacher(
         return {}
     found = {name: float(value) for name, value in evaluation.result().items()}
     text = ", ".join(f"{name} {show(f'val/{name}', value)}" for name, value in found.items())
-    log.info("teacher on validation data: %s", text)
-    chance = 1 / classes
-    # A tenth of the way from chance to 1: with two classes 55 %, with a hundred 11 %.
-    near_chance = found.get("accuracy", 1.0) < chance + (1 - chance) / 10
+    log.info("The teacher on validation data: %s", text)
+    near_chance = is_near_chance(found.get("accuracy", 1.0), classes)
     if near_chance or found.get("loss", 0.0) > math.log(classes):
         log.warning(
             "this teacher is hardly better than chance (%.3g %% accuracy, loss %.3g): check its "
             "checkpoint, and whether it was trained on images normalised like these",
-            *(100 * chance, math.log(classes)),
+            *(100 / classes, math.log(classes)),
         )
     return found
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd_lightning.data.types import Batch, Spec
 from kd_lightning.metrics.diagnostics import Diagnostics
 from kd_lightning.metrics.evaluation import Evaluation
+from kd_lightning.nets.preprocessing import connect
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.partials import built
 
@@ -49,7 +50,7 @@ class Task:
                 f"data, as in task={type(self).__name__}(spec); got {network!r}"
             )
         # Shapes and classes come from the data, so no configuration has to repeat them.
-        return built(network, *self.spec.network_arguments)
+        return connect(built(network, *self.spec.network_arguments), self.spec)
 
     def example(self) -> Batch | None:
         """Return a small batch of any content for dry runs; None without a specification."""

@@ -171,6 +171,9 @@ class TeacherCache:
         # are hashed instead of a path, because a checkpoint file can be overwritten.
         code = sources(type(part).__module__ for part in teacher.modules())
         plain = [_plain_attributes(part) for part in teacher.modules()]
+        # A network's own preprocessing is a hook, which its repr() does not show.
+        own = [repr(getattr(part, "preprocessing", None)) for part in teacher.modules()]
+        plain += own if any(one != "None" for one in own) else []
         about = (FORMAT, repr(teacher), code, plain, inputs.fingerprint, inputs.views)
         stored = (self.dtype, self.top_k)
         digest = hashlib.blake2b(repr((about, stored)).encode(), digest_size=12)
@@ -183,7 +186,7 @@ class TeacherCache:
         self, teacher: nn.Module, inputs: Prepared, device: torch.device, wanted: list[str]
     ) -> dict[str, Tables]:
         views = f" in {inputs.views} views" if inputs.views > 1 else ""
-        log.info("computing teacher outputs for %d samples%s", inputs.size, views)
+        log.info("Computing teacher outputs for %s samples%s", f"{inputs.size:,}", views)
         tables: dict[str, Tables] = {name: {} for name in wanted}
         paths = [name for name in wanted if name != "logits"]
         worst, classes = dict.fromkeys(wanted, 0.0), 0

@@ -21,6 +21,11 @@ class Order(Protocol):
     Implemented by :class:`kd_lightning.runs.teacher.TeacherOrder`.
     """
 
+    @property
+    def training(self) -> str:
+        """How long the teacher is trained, as in "5 epochs"."""
+        ...
+
     def build(self) -> nn.Module:
         """Return the configured network with its initial weights."""
         ...
@@ -56,6 +61,10 @@ class TeacherSource:
         """Return the teacher, possibly without trained weights; None for no teacher."""
         raise NotImplementedError
 
+    def describe(self, order: Order) -> str:
+        """Return where the weights come from, as in "from teachers/TeacherCNN-…"."""
+        return self.control or "none"
+
     def find(self, order: Order, net: nn.Module) -> str:
         """Load the weights into the network.
 
@@ -78,6 +87,10 @@ class FromStore(TeacherSource):
     def network(self, order: Order) -> nn.Module:
         return order.build()
 
+    def describe(self, order: Order) -> str:
+        home = self.store.home(order.key())
+        return f"from {home}" if home is not None else f"trained first, for {order.training}"
+
     def find(self, order: Order, net: nn.Module) -> str:
         # Not in network(): training a missing teacher has to follow the checks.
         home = self.store.find_or_train(order.key(), order.train)
@@ -98,6 +111,9 @@ class FromCheckpoint(TeacherSource):
     def network(self, order: Order) -> nn.Module:
         # Loaded with its weights already: it costs little, and a wrong checkpoint shows early.
         return order.given(self.paths)
+
+    def describe(self, order: Order) -> str:
+        return f"from {', '.join(self.paths)}"
 
     def find(self, order: Order, net: nn.Module) -> str:
         return ", ".join(self.paths)

@@ -59,13 +59,17 @@ class TeacherStore:
             self._make_root()
             with self._lock(key):
                 if not _finished(home):  # another process may have finished it meanwhile
-                    log.info("training the teacher %s", key)
+                    log.info("Training the teacher in %s", home)
                     train(home)
         if not (home / BEST).is_file():
             raise UserError(
                 f"the teacher in {home} has lost its checkpoint: delete the folder to retrain it"
             )
         return home
+
+    def home(self, key: str) -> Path | None:
+        """Return the folder of a finished teacher; None if there is none yet."""
+        return self.root / key if _finished(self.root / key) else None
 
     def publish(self, key: str, run_dir: Path) -> None:
         """Copy a finished run into the store under a key, unless the key exists."""
@@ -95,7 +99,7 @@ class TeacherStore:
         try:
             lock.acquire(timeout=0.1)
         except Timeout:
-            log.info("another process is training the teacher %s: waiting", key)
+            log.info("Waiting for another process that trains the teacher in %s", self.root / key)
             lock.acquire()
         try:
             yield

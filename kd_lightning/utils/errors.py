@@ -44,7 +44,10 @@ def explaining(where: str) -> Iterator[None]:
         if any(isinstance(cause, ImportError) for cause in chain):
             raise  # a missing package has a message of its own
         known = next((cause for cause in chain if isinstance(cause, UserError)), None)
-        raise UserError(str(known or f"{where}: {first_line(chain[-1])}")) from error
+        line = first_line(chain[-1])
+        # A bug in the user's own code, perhaps.
+        hint = "" if line == str(chain[-1]) else " (HYDRA_FULL_ERROR=1 shows where)"
+        raise UserError(str(known or f"{where}: {line}{hint}")) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -104,7 +104,13 @@ def test_ctrl_c_says_how_to_resume(environment: dict[str, str], tmp_path: Path) 
     assert re.fullmatch(rf"interrupted in epoch \d+; resume with: .* 'resume={folder}'", line)
 
 
-BUG = "def buggy(z_s, z_t):\n    raise ZeroDivisionError('division by a bug')\n"
+BUG = """
+import torch
+
+def buggy(z_s, z_t):
+    # Not in the rehearsal, in which the batch has two samples.
+    return z_s.mean() if len(z_s) == 2 else 1 // 0
+"""
 
 
 def test_a_bug_in_one_job_leaves_the_others_running(command: Command, tmp_path: Path) -> None:
@@ -118,9 +124,9 @@ def test_a_bug_in_one_job_leaves_the_others_running(command: Command, tmp_path: 
         f"hydra.sweep.dir={sweep}",
     )
     assert done.returncode == 1
-    assert "job 0 failed: ZeroDivisionError: division by a bug" in done.stdout
+    assert "job 0 failed: ZeroDivisionError: " in done.stdout
     assert "Traceback" not in done.stderr
-    assert "division by a bug" in (sweep / "0" / "traceback.txt").read_text()
+    assert "buggy" in (sweep / "0" / "traceback.txt").read_text()
     rows = (sweep / "sweep.csv").read_text().splitlines()
     assert [row.split(",")[:3] for row in rows[-2:]] == [
         ["0", "buggy", "failed"],

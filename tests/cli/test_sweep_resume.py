@@ -80,7 +80,7 @@ def killed(whole: Path, environment: dict[str, str], folder: Path) -> Path:
 @pytest.mark.slow
 def test_killed_sweep_ends_as_if_uninterrupted(command: Command, whole: Path, killed: Path) -> None:
     before = {job: files_in(killed / job) for job in "0123"}
-    done = command(f"resume={killed}")
+    done = command(f"resume={killed}", "trust=true")
     assert done.returncode == 0, done.stderr
     assert {job: files_in(killed / job) for job in "0123"} == before
     for job in map(str, range(9)):
@@ -107,7 +107,7 @@ def test_sweep_of_several_processes_is_resumed(command: Command, whole: Path, fo
     (sweep / "1" / "metrics.json").unlink()  # as if killed while it was evaluated
     before = {job: files_in(sweep / job) for job in "034567"}
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    done = command(f"resume={sweep}", *words, PYTHONPATH=THERE)
+    done = command(f"resume={sweep}", "trust=true", *words, PYTHONPATH=THERE)
     assert done.returncode == 0, done.stderr
     assert {job: files_in(sweep / job) for job in before} == before
     for job in "18":
@@ -129,7 +129,7 @@ def test_failed_job_is_mended_and_finished_job_is_kept(command: Command, tmp_pat
     assert (sweep / "1" / "error.txt").is_file()
     before = files_in(sweep / "0")
     shutil.copy(tmp_path / "one.npz", tmp_path / "two.npz")
-    done = command(f"resume={sweep}", "teacher.dropout=0.25")
+    done = command(f"resume={sweep}", "trust=true", "teacher.dropout=0.25")
     assert done.returncode == 0, done.stderr
     assert files_in(sweep / "0") == before
     assert not (sweep / "1" / "error.txt").exists()
@@ -207,7 +207,7 @@ def test_command_of_a_sweep_is_rebuilt(tmp_path: Path) -> None:
     sweep = tmp_path / "it's, {odd}"
     sweep.mkdir()
     (sweep / "multirun.yaml").write_text(RECORD)
-    words = arranged(["train.py", f"resume={sweep}", "+trainer.gradient_clip_val=2"])
+    words = arranged(["train.py", f"resume={sweep}", "+trainer.gradient_clip_val=2", "trust=true"])
     assert words[:6] == [
         *("train.py", "--config-dir", "mine", "seed=0,1", "data=digits", "hydra/launcher=joblib")
     ]

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import models
 
 from kd_lightning.nets.torchvision import torchvision_net
-from kd_lightning.runs.load import _is_network
+from kd_lightning.runs.trust import is_network
 from kd_lightning.utils.errors import UserError
 
 CIFAR = (3, 32, 32)
@@ -77,8 +77,8 @@ def test_modules_and_initial_weights_are_those_of_torchvision() -> None:
 
 
 def test_a_run_directory_may_name_the_factory() -> None:
-    assert _is_network("kd_lightning.nets.torchvision.torchvision_net")
-    assert not _is_network("kd_lightning.nets.torchvision.get_close_matches")
+    assert is_network("kd_lightning.nets.torchvision.torchvision_net")
+    assert not is_network("kd_lightning.nets.torchvision.get_close_matches")
 
 
 @pytest.mark.parametrize(
