@@ -39,7 +39,7 @@ IRRELEVANT_WARNINGS = (
     r".*smaller than the logging interval.*",
     r".*exists and is not empty.*",  # expected of the checkpoint folder of a resumed run
     r".*LeafSpec.*is deprecated.*",
-    r".*Sparse invariant checks.*",  # of a checkpoint that is refused
+    r".*sparse tensor invariants.*",  # of a checkpoint that is refused
     r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
     # Where SLURM is installed but has not started this process, as on its login node: once for
     # each trainer and each training. Lightning starts the processes of a job by itself there.

@@ -50,10 +50,9 @@ def check_arguments(config: Any, where: str) -> None:
             if name in parameters:
                 _check_value(value, parameters[name], f"{where}.{name}")
             elif not takes_any:
-                known = [f"{where}.{known}" for known in parameters]
                 raise UserError(
                     f"{where}.{name}: {_short(config['_target_'])} has no argument {name!r}"
-                    + nearest(f"{where}.{name}", known)
+                    + nearest(name, parameters)
                 )
     for name, value in arguments.items():
         check_arguments(value, f"{where}.{name}")
@@ -178,6 +177,8 @@ def _described(hint: Any) -> str:
         return " or ".join(dict.fromkeys([*one_of, *plain]))
     if _values(hint):
         return f"one of {', '.join(map(str, _values(hint)))}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a section of settings"
     if isinstance(origin, type) and issubclass(origin, Iterable):
         count = "" if origin is not tuple or ... in inner else f" of {len(inner)}"
         return f"a list{count}, each {_described(inner[0])}" if inner else "a list"

@@ -33,6 +33,12 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: for the first thing that is wrong.
     """
+    if missing := [section for section in CREATED if section not in cfg]:
+        raise UserError(f"the section {missing[0]} is missing: choose an option of {missing[0]}=")
+    # First, because other settings repeat these.
+    check_seed("seed", cfg.seed)
+    if not isinstance(cfg.teacher_store, str):
+        raise UserError(f"teacher_store must be a folder, got {_text(cfg.teacher_store)}")
     for section in CREATED:
         check_section(cfg, section)
     if "callbacks" not in cfg:  # without loggers a run is complete
@@ -56,8 +62,6 @@ def check_section(cfg: DictConfig, section: str) -> None:
     Raises:
         UserError: if it is missing or does not fit the class.
     """
-    if section not in cfg:
-        raise UserError(f"the section {section} is missing: choose an option of {section}=")
     _check_created(plain(cfg)[section], section)
 
 
@@ -68,11 +72,8 @@ def _check_created(value: Any, where: str) -> None:
 
 
 def _check_root(config: Mapping[str, Any]) -> None:
-    check_seed("seed", config["seed"])
     if not isinstance(config["profile"], bool):
         raise UserError(f"profile must be true or false, got {config['profile']!r}")
-    if not isinstance(config["teacher_store"], str):
-        raise UserError(f"teacher_store must be a folder, got {config['teacher_store']!r}")
     if config["monitor_mode"] not in ("min", "max"):
         raise UserError(f"monitor_mode must be min or max, got {config['monitor_mode']!r}")
     # Not a callback's own monitor of the training loss or the learning rate, which may be meant.
@@ -91,7 +92,11 @@ def check_seed(name: str, seed: Any) -> None:
         UserError: if it is not.
     """
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST:
-        raise UserError(f"{name} must be a whole number in 0…{MOST}, got {seed!r}")
+        raise UserError(f"{name} must be a whole number in 0…{MOST}, got {_text(seed)}")
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _check_monitor(where: str, monitor: Any, is_known: bool) -> None:
@@ -101,9 +106,8 @@ def _check_monitor(where: str, monitor: Any, is_known: bool) -> None:
     # Code of the user's may log figures of its own, with names unknown here.
     fits = bool(parse(text)) or not (is_known or similar)
     if not isinstance(monitor, str) or not fits or text.startswith(("train/", "test/")):
-        shown = "null" if monitor is None else text
         advice = similar or "; the default is monitor=val/accuracy"
-        raise UserError(f"{where}={shown} is no figure of validation data{advice}")
+        raise UserError(f"{where}={_text(monitor)} is no figure of validation data{advice}")
 
 
 def _is_known(config: Any) -> bool:

@@ -35,7 +35,7 @@ from kd_lightning.runs.record import INCIDENTAL
 from kd_lightning.runs.trust import is_given
 from kd_lightning.teachers.sources import FromStore
 from kd_lightning.teachers.store import teacher_key
-from kd_lightning.utils.errors import UserError, explaining
+from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.hashing import sources
 from kd_lightning.utils.run_directory import find_checkpoint
 
@@ -144,8 +144,10 @@ class TeacherOrder:
         spec = self.spec
         if found is None or not isinstance(spec, ImageSpec):
             return  # a plain state dict has no specification
-        with explaining(f"teacher_ckpt={where}"):
+        try:
             there = ImageSpec.from_plain(found)
+        except UserError as error:
+            raise UserError(f"teacher_ckpt={where}: {error}") from error
         one, other = (torch.tensor([*s.mean, *s.std]) for s in (there, spec))
         if one.shape != other.shape or (one - other).abs().max() > SAME_SCALE:
             log.warning(
@@ -230,7 +232,7 @@ def of_pretrain(message: str, cfg: DictConfig) -> str:
         cfg: configuration of the student's job.
     """
     sections = "|".join(map(re.escape, map(str, cfg.pretrain)))
-    return re.sub(rf"(?<![\w./-])({sections})(?=[.=]| must)", r"pretrain.\1", message)
+    return re.sub(rf"(?<![\w./-])({sections})(?=[.=:]| must)", r"pretrain.\1", message)
 
 
 def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str:

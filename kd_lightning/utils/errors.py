@@ -46,14 +46,17 @@ def explaining(where: str) -> Iterator[None]:
         known = next((cause for cause in chain if isinstance(cause, UserError)), None)
         line = first_line(chain[-1])
         # A bug in the user's own code, perhaps.
-        hint = "" if line == str(chain[-1]) else " (HYDRA_FULL_ERROR=1 shows where)"
+        is_named = line.startswith(type(chain[-1]).__name__)
+        hint = " (HYDRA_FULL_ERROR=1 shows where)" if is_named else ""
         raise UserError(str(known or f"{where}: {line}{hint}")) from error
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, with its type where that says more."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    is_sentence = isinstance(error, ValueError | TypeError | RuntimeError) and " " in text
+    is_lightnings = type(error).__module__.startswith("lightning.")
+    is_usual = is_lightnings or isinstance(error, ValueError | TypeError | RuntimeError)
+    is_sentence = is_usual and " " in text
     return text if is_sentence else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
