@@ -13,6 +13,7 @@ BIN := .venv/bin
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
+	@echo 'Installing into .venv: torch and the other packages, about a minute'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip install --quiet --python .venv --compile-bytecode -c constraints.txt -e '.[dev]'

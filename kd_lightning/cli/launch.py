@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_lightning.cli.consent import state_trust
 from kd_lightning.cli.console import fail, print_error, print_line, print_next, print_table
 from kd_lightning.cli.explain import explain, wants_tracebacks
-from kd_lightning.cli.paths import CONF
+from kd_lightning.cli.paths import CONF, with_quoted_path
 from kd_lightning.cli.resume import resumed
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.runs.continued import SWEEP, begin_anew, is_resumed, mark_earlier, prepare_job
@@ -107,7 +108,8 @@ def _stop(what: str, code: int) -> NoReturn:
         hydra = HydraConfig.get()
         is_sweep = hydra.mode is RunMode.MULTIRUN
         folder = hydra.sweep.dir if is_sweep else hydra.runtime.output_dir
-        print(f"{what}; resume with: python train.py 'resume={folder}'", file=sys.stderr)
+        command = f"python train.py {shlex.quote(f'resume={folder}')}"
+        print(f"{what}; resume with: {command}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -140,7 +142,7 @@ def arranged(argv: list[str]) -> list[str]:
     given = [word.removeprefix(RESUME) for word in words if word.startswith(RESUME)]
     if "LOCAL_RANK" in os.environ:
         return [argv[0], *flags, *words]
-    words = [added(word) for word in state_trust(words)]
+    words = [with_quoted_path(added(word)) for word in state_trust(words)]
     if not given or given[-1] in ("", "null"):
         return [argv[0], *flags, *_compared(words)]
     return [argv[0], *resumed(given[-1], flags, words)]

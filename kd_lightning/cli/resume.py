@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning.cli.consent import check_trust
+from kd_lightning.cli.paths import quoted
 from kd_lightning.runs.continued import FIXED, SWEEP
 from kd_lightning.runs.load import recorded_dirs
 from kd_lightning.runs.processes import RESUME, as_written, typed_dirs
@@ -61,9 +62,9 @@ def _resumed_run(given: str, flags: Sequence[str], words: Sequence[str]) -> list
     check_trust(run_dir, before, dirs, words, flags)
     # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the
     # run unchanged; runs/directory.py writes the record later.
-    settings = [f"hydra.run.dir={_quoted(run_dir)}", "hydra.output_subdir=null"]
+    settings = [f"hydra.run.dir={quoted(run_dir)}", "hydra.output_subdir=null"]
     # Not the mode of an experiment that is a sweep: one of its jobs is resumed.
-    settings += ["hydra.mode=RUN", f"{RESUME}{_quoted(given)}"]
+    settings += ["hydra.mode=RUN", f"{RESUME}{quoted(given)}"]
     return [*_with_dirs(flags, dirs), *before, *words, *settings]
 
 
@@ -92,10 +93,10 @@ def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> li
     check_trust(Path(given), [*lines, *hydra_lines], dirs, words, flags)
     settings = [
         # the sweep's own, so that each job finds its earlier self
-        f"hydra.sweep.dir={_quoted(given)}",
+        f"hydra.sweep.dir={quoted(given)}",
         # A finished job keeps its record; runs/continued.py writes that of a new one.
         *("hydra.output_subdir=null", "hydra.mode=MULTIRUN"),
-        f"++{FIXED}={_quoted(' '.join(sorted(fixed)))}",
+        f"++{FIXED}={quoted(' '.join(sorted(fixed)))}",
     ]
     return [
         *_with_dirs(flags, dirs),
@@ -162,9 +163,3 @@ def _bare(path: str) -> str:
     """A path without the quotes in which Hydra would have wanted it."""
     is_quoted = len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
     return path[1:-1] if is_quoted and not Path(path).exists() else path
-
-
-def _quoted(path: str | Path) -> str:
-    """A path as a value of Hydra's grammar, in which commas and braces have a meaning."""
-    escaped = str(path).replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}'"

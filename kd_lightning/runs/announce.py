@@ -1,6 +1,7 @@
 """What a run says about itself: at its start in three lines, and when its result is poor."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -8,11 +9,12 @@ from omegaconf import DictConfig
 
 from kd_lightning.metrics.cost import count_parameters
 from kd_lightning.metrics.evaluation import is_near_chance
-from kd_lightning.modules import DistillationModule
+from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.modules.base import BaseModule
-from kd_lightning.runs.processes import chosen_options
+from kd_lightning.runs.processes import chosen_options, own_overrides
+from kd_lightning.runs.record import parse_overrides
 from kd_lightning.runs.teacher import TeacherOrder
-from kd_lightning.teachers.sources import TeacherSource
+from kd_lightning.teachers.sources import FromStore, TeacherSource
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,19 @@ def announce(
         role = "Teacher" if module.objective.needs_teacher else "Teacher, for comparison only"
         log.info("%s: %s, %s", role, _network(module.teacher), source.describe(order))
     log.info("Run directory: %s", cfg.run_dir)
+    for key in _idle(own_overrides(cfg) or [], module, source):
+        log.warning("%s has no effect on this run", key)
+
+
+def _idle(overrides: Sequence[str], module: BaseModule, source: TeacherSource) -> list[str]:
+    """Return the user's settings that this run does not use."""
+    is_teacher = isinstance(module, TeacherModule)
+    idle = [] if isinstance(source, FromStore) else ["pretrain"]  # no teacher is trained
+    idle += ["method", "student", "cache", "teacher_from"] if is_teacher else []
+    if not isinstance(module, DistillationModule):
+        idle += ["cache"]
+    typed = parse_overrides(overrides)
+    return [key for key in typed if key.partition(".")[0] in idle]
 
 
 def warn_near_chance(who: str, accuracy: Any, classes: int) -> None:

@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT, Command
+from conftest import ROOT, Command, read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -133,3 +134,21 @@ def test_a_bug_in_one_job_leaves_the_others_running(command: Command, tmp_path: 
         ["1", "kd", rows[-1].split(",")[2]],
     ]
     assert (sweep / "1" / "metrics.json").is_file()
+
+
+def test_paths_may_have_any_characters(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "it's a, {ü}=1"
+    folder.mkdir()
+    images, labels = np.zeros((60, 28, 28), np.uint8), np.arange(60) % 3
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(folder / "mine.npz", **arrays)
+    words = ("data=arrays", f"data.path={folder}/mine.npz", "net@teacher=mlp")
+    words = (*words, "trainer.max_epochs=1", f"teacher_store={folder}/teachers")
+    done = command(*words, "model=teacher", "student.width=4", f"hydra.run.dir={folder}/teacher")
+    assert done.returncode == 0, done.stderr
+    assert "student.width has no effect on this run" in done.stdout
+    student = (f"hydra.run.dir={folder}/student", f"teacher_ckpt={folder}/teacher")
+    assert command(*words, *student).returncode == 0
+    more = command(f"resume={folder}/student", "trainer.max_epochs=2")
+    assert more.returncode == 0, more.stderr
+    assert read_metrics(folder / "student")["epochs"] == 2
