@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.data.types import UNLABELLED
 from kd_lightning.losses.response import soft_targets
 from kd_lightning.nets.ensemble import MEANS, Ensemble
 from kd_lightning.nets.taps import Outputs
@@ -102,6 +103,7 @@ class Objective(nn.Module):
             name: weight_schedule(f"transfer.{name}.weight", term.weight, "weight of the term")
             for name, term in used.items()
         }
+        self.all_labelled = True  # set by the module: whether all training samples have a label
         self.has_layers = bool(used) or isinstance(temperature, LearnedTemperature)
         self.is_built = not self.has_layers
         self._last_temperature: Tensor | float = math.nan
@@ -113,6 +115,13 @@ class Objective(nn.Module):
                 "a learned method.temperature needs method.alpha above 0 and a response that "
                 "takes a temperature"
             )
+
+    @property
+    def needs_all_labels(self) -> str:
+        """Name of the setting that needs the label of every sample; empty if none does."""
+        if self.uses_response and "target" in self._response_takes:
+            return "method.response"
+        return next((f"method.transfer.{k}" for k, t in self.terms.items() if t.needs_labels), "")
 
     @property
     def needs_teacher(self) -> bool:
@@ -223,6 +232,14 @@ class Objective(nn.Module):
             return self.temperature(z_s, self.mean_of_teachers(z_t, 1.0), epoch)
         return self.temperature(epoch)
 
+    def _hard_loss(self, z_s: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross entropy of the rows that have a label; 0 if none has one."""
+        smoothing = self.label_smoothing
+        if self.all_labelled:
+            return F.cross_entropy(z_s, target, label_smoothing=smoothing)
+        total = F.cross_entropy(z_s, target, label_smoothing=smoothing, reduction="sum")
+        return total / (target != UNLABELLED).sum().clamp_min(1)
+
     def forward(
         self,
         student: Outputs,
@@ -237,7 +254,7 @@ class Objective(nn.Module):
             student: ``logits``, N×C, and the layers at :attr:`student_paths`.
             teacher: ``logits``, N×C or N×M×C, and the layers at :attr:`teacher_paths`;
                 may be None if no term needs them.
-            target: classes, N.
+            target: classes, N; −100 for rows without a label, which the hard loss leaves out.
             index: positions of the rows in the training set, N, for terms that keep a memory
                 bank.
             epoch: epochs trained so far; 2.5 is the middle of the third epoch.
@@ -249,9 +266,9 @@ class Objective(nn.Module):
             UserError: if a term needs the index and there is none.
         """
         weights = self.term_weights(epoch)
-        z_s, smoothing = student["logits"], self.label_smoothing
+        z_s = student["logits"]
         # Computed at weight 0, too: its curve shows whether the student still fits the labels.
-        terms = {"hard": F.cross_entropy(z_s, target, label_smoothing=smoothing)}
+        terms = {"hard": self._hard_loss(z_s, target)}
         loss = weights["hard"] * terms["hard"]
         if self.needs_teacher:
             assert teacher is not None, "this objective needs the teacher's outputs"

@@ -28,7 +28,7 @@ INSIDE = {
     "metrics": {"utils"},
     "data": {"utils"},
     "transfer": {"utils", "losses", "nets", "schedules"},
-    "objective": {"utils", "losses", "schedules", "transfer", "nets"},
+    "objective": {"utils", "losses", "schedules", "transfer", "nets", "data.types"},
     "tasks": {"utils", "metrics", "losses", "data.types", "nets.preprocessing"},
     "teachers": {"utils", "nets", "data.types"},
     "modules": {"utils", "objective", "tasks", "teachers", "metrics", "data.types", "nets"},

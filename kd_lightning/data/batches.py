@@ -59,7 +59,7 @@ class ShuffledBatches(Sampler[Tensor]):
     with its own first samples, as ``torch.utils.data.DistributedSampler`` does.
 
     Args:
-        size: number of samples, N.
+        size: number of samples, N, or the positions of those to draw from.
         batch_size: samples per batch and rank, B.
         seed: determines the orders of all epochs.
         rank: index of this process.
@@ -69,14 +69,16 @@ class ShuffledBatches(Sampler[Tensor]):
 
     def __init__(
         self,
-        size: int,
+        size: int | Tensor,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.among = size if isinstance(size, Tensor) else None
+        self.size = len(size) if isinstance(size, Tensor) else size
+        self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size, self.device = rank, world_size, device
         self.epoch = 0
 
@@ -92,11 +94,63 @@ class ShuffledBatches(Sampler[Tensor]):
         # have drawn, and a GPU's permutation differs from the CPU's.
         generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)
+        order = order if self.among is None else self.among[order]
         share = math.ceil(self.size / self.world_size)
         # The ranks take turns in one common order. Its tail wraps around to its start, so that
         # all ranks run equally many steps; DDP would wait forever for a missing one.
         positions = torch.arange(self.rank, share * self.world_size, self.world_size)
         yield from order[positions % self.size].to(self.device).split(self.batch_size)
+
+
+class MixedBatches(Sampler[Tensor]):
+    """Training batches of labelled and unlabelled samples in a fixed ratio.
+
+    An epoch has every unlabelled sample once; the labelled ones are repeated as often as it takes.
+
+    Args:
+        labelled: positions of the labelled samples; not empty.
+        unlabelled: positions of the others.
+        batch_size: samples per batch and rank, B.
+        share: share of labelled samples in a batch, in 0…1; at least one sample of each kind.
+        seed: determines the orders of all epochs.
+        rank: index of this process.
+        world_size: number of processes.
+        device: device of the index tensors; None for the CPU.
+    """
+
+    def __init__(
+        self,
+        labelled: Tensor,
+        unlabelled: Tensor,
+        batch_size: int,
+        share: float,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        self.count = min(max(round(batch_size * share), 1), batch_size - 1)
+        rest = batch_size - self.count
+        self.unlabelled = ShuffledBatches(unlabelled, rest, seed, rank, world_size, device)
+        self.labelled = labelled
+        self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, device
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls this before each one."""
+        self.unlabelled.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.unlabelled)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        needed = len(self) * self.count * self.world_size
+        generator = torch.Generator().manual_seed(mixed(self.seed, self.unlabelled.epoch, 1))
+        rounds = math.ceil(needed / len(self.labelled))
+        orders = [torch.randperm(len(self.labelled), generator=generator) for _ in range(rounds)]
+        repeated = self.labelled[torch.cat(orders)[:needed][self.rank :: self.world_size]]
+        parts = repeated.to(self.device).split(self.count)
+        for some, others in zip(parts, self.unlabelled, strict=True):
+            yield torch.cat([some, others])
 
 
 class OrderedBatches(Sampler[Tensor]):

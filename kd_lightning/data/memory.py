@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, Sampler
 
 from kd_lightning.data.augment import Augment
 from kd_lightning.data.batches import (
+    MixedBatches,
     Normalizer,
     OrderedBatches,
     ShuffledBatches,
     Split,
     TensorDataset,
 )
-from kd_lightning.data.types import Batch, ImageSpec, Prepared
+from kd_lightning.data.types import UNLABELLED, Batch, ImageSpec, Prepared
 from kd_lightning.utils.errors import UserError
 
 
@@ -40,6 +41,11 @@ class InMemoryDataModule(L.LightningDataModule):
         label_noise: fraction of training labels replaced by another class.
         train_fraction: fraction of the training samples to keep.
         exclude_classes: classes to remove from the training samples.
+        labelled_fraction: fraction of the training samples that keep their labels. The others
+            serve a student whose teacher answers for them; a network that learns from labels
+            alone is trained on the labelled ones.
+        labelled_share: share of labelled samples in each batch, if there are others; the labelled
+            ones are repeated.
         augment: augmentation of the training samples; none by default.
         device_resident: whether to keep the samples on the training device.
         mean: mean of each channel after scaling to 0…1; computed by default.
@@ -61,6 +67,8 @@ class InMemoryDataModule(L.LightningDataModule):
         label_noise: float = 0.0,
         train_fraction: float = 1.0,
         exclude_classes: Sequence[int] = (),
+        labelled_fraction: float = 1.0,
+        labelled_share: float = 0.25,
         augment: Augment | None = None,
         device_resident: bool = False,
         mean: Sequence[float] | None = None,
@@ -83,7 +91,13 @@ class InMemoryDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.split_seed, self.seed = split_seed, seed
         self.label_noise, self.train_fraction = label_noise, train_fraction
+        _check(
+            0 <= labelled_fraction <= 1,
+            f"data.labelled_fraction must lie in 0…1, got {labelled_fraction}",
+        )
+        _check(0 < labelled_share < 1, f"data.labelled_share must lie in 0…1, got {labelled_share}")
         self.exclude_classes = tuple(exclude_classes)
+        self.labelled_fraction, self.labelled_share = labelled_fraction, labelled_share
         self.augment = augment or Augment()
         self.device_resident = device_resident
         self.mean, self.std = mean, std
@@ -149,6 +163,7 @@ class InMemoryDataModule(L.LightningDataModule):
         shift = torch.randint(1, num_classes, (len(noisy),), generator=generator)
         target = train.target.clone()
         target[noisy] = (target[noisy] + shift) % num_classes
+        target[math.ceil(kept * self.labelled_fraction) :] = UNLABELLED
         return train._replace(target=target)
 
     @property
@@ -156,11 +171,14 @@ class InMemoryDataModule(L.LightningDataModule):
         """Numbers of samples, as in "1,293 training, 144 validation and 360 test images"."""
         sizes = {name: f"{len(split.target):,}" for name, split in self.splits.items()}
         remark = f"; {self.remark}" if self.remark else ""
+        labels = int((self.labels != UNLABELLED).sum())
+        if labels < len(self.labels):
+            sizes["train"] += f" ({labels:,} labelled)"
         return "{train} training, {val} validation and {test} test images".format(**sizes) + remark
 
     @property
     def labels(self) -> Tensor:
-        """Class of each training sample, N."""
+        """Class of each training sample, N; −100 without a label."""
         return self.splits["train"].target
 
     @property
@@ -230,10 +248,23 @@ class InMemoryDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         data = self._dataset("train")
         device = data.split.inputs.device
-        size = len(data)
-        return _loader(
-            data, ShuffledBatches(size, self.batch_size, self.seed, *self._ranks, device=device)
-        )
+        labelled = self.labels.cpu() != UNLABELLED
+        some, others = labelled.nonzero().flatten(), (~labelled).nonzero().flatten()
+        if not self._uses_unlabelled():
+            _check(len(some) > 0, "there are no labels to learn from: see data.labelled_fraction")
+            others = others[:0]
+        last = (self.seed, *self._ranks, device)
+        if len(some) and len(others):
+            _check(self.batch_size > 1, "data.batch_size=1 holds no labelled and another sample")
+            mixed = MixedBatches(some, others, self.batch_size, self.labelled_share, *last)
+            return _loader(data, mixed)
+        drawn = len(data) if len(some) == len(data) else torch.cat([some, others])
+        return _loader(data, ShuffledBatches(drawn, self.batch_size, *last))
+
+    def _uses_unlabelled(self) -> bool:
+        """Whether the module in training learns from samples without a label."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        return getattr(module, "uses_unlabelled", True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._ordered("val")

@@ -14,14 +14,16 @@ from torch import Tensor
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.networks import Inputs
 
+UNLABELLED = -100  # target of a sample whose class is not known: the default of torch's losses
+
 
 class Batch(NamedTuple):
     """Batch of B samples.
 
     Attributes:
         inputs: inputs of the networks: B×C×H×W for images, or tensors by argument name.
-        target: class of each sample, B, or of each position, B×L, where −100 marks positions
-            without a target; int64.
+        target: class of each sample, B, or of each position, B×L; int64. −100 marks samples
+            without a label, and positions without a target.
         index: position of each sample in its split, B, int64. Without it the teacher's outputs
             cannot be cached.
         share: number of rows in this batch over the mean number in the batches of its

@@ -155,6 +155,10 @@ DECLARED = (
     ),
     Figure(*("seconds", "time", "s", False, "record"), "Duration of the training."),
     Figure(*("epochs", "epochs", "", None, "record"), "Number of epochs trained."),
+    Figure(
+        *("labels", "labels", "samples", None, "record"),
+        "Number of training samples with a label, where some have none.",
+    ),
 )
 
 _ALONE = {f.name: f for f in DECLARED if f.kind not in ("per class", "member")}

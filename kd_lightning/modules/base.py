@@ -43,6 +43,7 @@ class BaseModule(L.LightningModule):
 
     network_name: str
     takes_teacher = False  # whether the constructor has an argument ``teacher``
+    uses_unlabelled = False  # whether samples without a label are of use; datamodules ask
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.types import Batch
+from kd_lightning.data.types import UNLABELLED, Batch
 from kd_lightning.modules.base import BaseModule, NetFactory
 from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.nets.memory_format import with_channels_last
@@ -34,8 +34,8 @@ class DistillationModule(BaseModule):
         teacher: the trained network, or several networks whose predictions are averaged; None
             if the objective needs no teacher.
         objective: the loss; by default soft targets at T = 5 with α = 0.5.
-        labels: class of each training sample, N, for terms that need them; the datamodule's
-            by default.
+        labels: class of each training sample, N, for terms that need them, −100 without a label;
+            the datamodule's by default.
         cache: storage of the teacher's outputs; in memory by default.
         **training: see :class:`~kd_lightning.modules.base.BaseModule`.
 
@@ -74,6 +74,7 @@ class DistillationModule(BaseModule):
         self.student = with_channels_last(self.task.build(student))
         self.teacher = self._frozen(teacher)
         self.labels = labels
+        self._check_labels()
         self.cache = cache if cache is not None else TeacherCache(root=None)
         self.cached: dict[str, CachedOutputs] = {}  # by split
         self._uncached: set[str] = set()  # splits for which the cache has no room
@@ -127,12 +128,30 @@ class DistillationModule(BaseModule):
         if self._unbuilt:
             self.objective.load_state_dict(self._unbuilt)
 
+    def _check_labels(self) -> None:
+        """Tell the objective whether all samples have a label, and refuse it if it needs them."""
+        if self.labels is None:
+            return
+        labelled = int((torch.as_tensor(self.labels) != UNLABELLED).sum())
+        self.objective.all_labelled = labelled == len(self.labels)
+        if self.objective.all_labelled or not self.objective.needs_teacher:
+            return
+        if name := self.objective.needs_all_labels:
+            raise UserError(f"{name} needs the label of every sample: choose another method")
+        if not labelled and self.objective.hard_weight(0.0) > 0:
+            raise UserError("without any labels, only the teacher can teach: set method.alpha=1")
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.labels is None:
             self.labels = getattr(getattr(self.trainer, "datamodule", None), "labels", None)
+            self._check_labels()
         if stage == "fit" and not self.objective.is_built:
             self._build_objective(self.example_batch())
+
+    @property
+    def uses_unlabelled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.objective.needs_teacher
 
     @property
     def role(self) -> str:

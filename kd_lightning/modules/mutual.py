@@ -38,6 +38,8 @@ class MutualModule(BaseModule):
     Source: Zhang et al. 2018, "Deep Mutual Learning", arXiv 1706.00384.
     """
 
+    uses_unlabelled = True
+
     def __init__(
         self,
         students: Mapping[str, nn.Module | NetFactory | None] | Sequence[nn.Module],

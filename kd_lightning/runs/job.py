@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from kd_lightning.callbacks.loggers import log_outcome
 from kd_lightning.callbacks.profiler import PhaseProfiler, Unprofiled
+from kd_lightning.data.types import UNLABELLED
 from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.modules.base import BaseModule
 from kd_lightning.runs.announce import announce, warn_near_chance
@@ -243,9 +244,18 @@ def run(
         # Lightning moves the module to the CPU at the end, but latency is measured on the
         # device of the training.
         **module.to(trainer.strategy.root_device).describe(),
+        **_labels(data),
         "seconds": round(seconds, 2),
         "epochs": trainer.current_epoch,
     }
+
+
+def _labels(data: L.LightningDataModule) -> dict[str, int]:
+    """Return the number of labels in the training data, if some of its samples have none."""
+    labels = getattr(data, "labels", None)
+    if labels is None or (count := int((labels != UNLABELLED).sum())) == len(labels):
+        return {}
+    return {"labels": count}
 
 
 @contextmanager

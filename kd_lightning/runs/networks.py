@@ -11,14 +11,16 @@ TARGET = "kd_lightning.nets.preprocessing.preprocessed"
 
 
 def added(word: str) -> str:
-    """Return an override of a network's preprocessing in the form that adds a setting.
+    """Return an override in the form that adds a setting, where it may not exist yet.
 
-    No network's file lists these settings, which every network has.
+    No network's file lists the settings of its preprocessing, and ``pretrain`` only what differs
+    for the teacher. Misspelt names are found later, with the arguments of their class.
 
-    >>> added("teacher.mean=[0.5]")
-    '++teacher.mean=[0.5]'
+    >>> added("teacher.mean=[0.5]"), added("pretrain.data.batch_size=8"), added("seed=1")
+    ('++teacher.mean=[0.5]', '++pretrain.data.batch_size=8', 'seed=1')
     """
-    return f"++{word}" if re.match(rf"(student|teacher)\.({'|'.join(OWN)})=", word) else word
+    is_new = re.match(rf"(student|teacher)\.({'|'.join(OWN)})=|pretrain\.[a-z_]+\.[\w.]+=", word)
+    return f"++{word}" if is_new else word
 
 
 def with_preprocessing(cfg: DictConfig) -> DictConfig:

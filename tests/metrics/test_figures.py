@@ -23,7 +23,7 @@ WITH_SUFFIX = ("per class", "member")
 CLASSES = range(10)
 
 # The keys of metrics.json as version 0.1 wrote them, by kind of run.
-COSTS = ["parameters", "bytes", "multiply_adds", "latency_ms", "seconds", "epochs"]
+COSTS = ["parameters", "bytes", "multiply_adds", "latency_ms", "seconds", "epochs", "labels"]
 OF_A_SPLIT = ["accuracy", "loss", "ece", "brier"]
 STUDENT_SECTIONS = [
     *("teacher_accuracy", "agreement", "teacher_loss", "teacher_ece", "teacher_brier"),
