@@ -10,15 +10,16 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfileobj, copytree
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.files import write_text
-from kd_lightning.utils.run_directory import BEST, FACTS, METRICS
+from kd_lightning.utils.files import write_atomically, write_text
+from kd_lightning.utils.run_directory import BEST, FACTS, METRICS, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +71,16 @@ class TeacherStore:
     def publish(self, key: str, run_dir: Path) -> None:
         """Copy a finished run into the store under a key, unless the key exists."""
         home = self.root / key
-        if home == run_dir or not (run_dir / "checkpoints").is_dir():
+        if home == run_dir or not (run_dir / BEST).is_file():
             return  # trained in the store itself, or a trial run without checkpoints
         self._make_root()
         with self._lock(key):
             if not _finished(home):
-                for folder in (".hydra", "checkpoints"):
-                    copytree(run_dir / folder, home / folder, dirs_exist_ok=True)
+                # Not last.ckpt: a job that finds it without metrics.json, as this process was
+                # killed, would resume a training that has no epochs left.
+                copytree(run_dir / ".hydra", home / ".hydra", ignore=_hidden, dirs_exist_ok=True)
+                with (run_dir / BEST).open("rb") as best:
+                    write_atomically(home / BEST, partial(copyfileobj, best))
                 # metrics.json last: its presence marks the teacher as finished
                 for name in (FACTS, METRICS):
                     write_text(home / name, (run_dir / name).read_text(encoding="utf-8"))
@@ -98,9 +102,14 @@ class TeacherStore:
             log.info("another process is training the teacher %s: waiting", key)
             lock.acquire()
         try:
+            remove_leftovers(self.root / key)
             yield
         finally:
             lock.release()
+
+
+def _hidden(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(".")]
 
 
 def _finished(home: Path) -> bool:
