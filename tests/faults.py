@@ -1,18 +1,21 @@
 """Kills runs at random moments and at their file operations, resumes them, and compares the ends.
 
-python tests/faults.py --kills 40 --operations 40
+python tests/faults.py --kills 40 --operations 40 --full 20
 
 Each trial has a folder of its own with a run directory (or that of a chain or a sweep), a store
 of teachers and a cache. The command is killed with SIGKILL, resumed with ``resume=``, and must
 end with bitwise the same checkpoints, figures, curves, facts, teachers and cached outputs as the
 command that was never stopped. If it was killed before anything was recorded, resuming must say
-so in one line, and the command is repeated.
+so in one line, and the command is repeated. With ``--full``, the disk is full from one operation
+on instead: the command must say so in one line and end with code 1, or, where only the cache
+lacks room, go on.
 
 Commands are forked from this process, which has imported what they need.
 """
 
 import argparse
 import csv
+import errno
 import json
 import os
 import random
@@ -26,7 +29,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,7 +60,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 # Of every ten trials: those of two processes take five times as long as the others.
 SHARES = ("student", "sweep", "chain", "teacher") * 2 + ("student", "processes")
 
-OPERATIONS = ("open", "replace", "rename", "fsync", "unlink", "mkdir")
+NEED_ROOM = ("open", "fsync", "mkdir")
 TORN = ("no run was started", "was stopped as it began", "does not record how the sweep")
 TIMED = re.compile(r"seconds|ms$|_ms|time|per_second")  # figures that differ in every run
 
@@ -71,16 +74,20 @@ class Fault:
         operation: its name and its file, as :func:`named` has them.
         count: which of these operations, from 1.
         after: whether the operation has been done.
+        full: whether the disk is full from the operation on, and the command is not killed.
     """
 
     seconds: float | None = None
     operation: str = ""
     count: int = 0
     after: bool = False
+    full: bool = False
 
     def __str__(self) -> str:
         if self.seconds is not None:
             return f"at {self.seconds:.2f} s"
+        if self.full:
+            return f"full at {self.operation} #{self.count}"
         return f"{'after' if self.after else 'before'} {self.operation} #{self.count}"
 
 
@@ -93,6 +100,8 @@ def named(operation: str, file: Path, root: Path) -> str:
 class Injector:
     """Counts a process's file operations in a folder; may kill its group at one of them.
 
+    Or may fail at that and every later operation that needs room.
+
     Args:
         root: the folder.
         fault: the operation; None to write the names of all to ``log``.
@@ -103,6 +112,7 @@ class Injector:
         self.root, self.fault, self.log = root, fault, log
         self.seen: Counter[str] = Counter()
         self.lock = threading.RLock()
+        self.is_full = False
 
     def install(self) -> None:
         """Replace the functions by which Python changes files."""
@@ -122,6 +132,7 @@ class Injector:
             file = args[0] if args else kwargs.get("file", kwargs.get("path", ""))
             if isinstance(file, int) and name == "fsync":
                 file = Path(f"/proc/self/fd/{file}").readlink()
+            file = os.fsdecode(file) if isinstance(file, bytes) else file  # TensorBoard's
             if not isinstance(file, str | os.PathLike) or (writes and not writes(*args, **kwargs)):
                 return function(*args, **kwargs)
             path = Path(file).absolute()
@@ -129,6 +140,11 @@ class Injector:
                 return function(*args, **kwargs)
             with self.lock:  # TensorBoard writes in a thread
                 is_now = self._is_now(named(name, path, self.root))
+                if self.fault is not None and self.fault.full:
+                    self.is_full = self.is_full or is_now
+                    if self.is_full and name in NEED_ROOM:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    return function(*args, **kwargs)
                 if is_now and self.fault is not None and not self.fault.after:
                     kill_group()
                 try:
@@ -227,6 +243,7 @@ def contents(root: Path) -> dict[str, Any]:
             found[name] = {k: v for k, v in figures.items() if not TIMED.search(k)}
         elif file.name == "run.json":
             facts = json.loads(file.read_text().replace(str(root), ""))
+            facts.pop("code", None)  # may be edited while the trials run
             figures = facts.pop("teacher_figures", {})
             found[name] = {**facts, **{k: v for k, v in figures.items() if not TIMED.search(k)}}
         elif file.name == "diagnostics.npz":
@@ -337,7 +354,14 @@ def attempt(kind: str, fault: Fault, root: Path, whole: Mapping[str, Any]) -> Tr
     before = seconds_of(root, final=False)
     trial.outcome = "resumed"
     if first.code == 0:
-        trial.outcome = "not killed"
+        is_cached = "teacher outputs stay in memory" in first.stdout
+        trial.outcome = "in memory" if is_cached else "not killed"
+    elif fault.full:
+        errors = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
+        full = [line for line in errors if "the disk is full" in line]
+        is_one = len(errors) == 1 or kind == "sweep"  # a line for each of its jobs
+        if first.code != 1 or not full or not is_one or first.stderr.count("\n") != len(errors):
+            trial.problems.append(f"ended with {first.code}: {first.stderr[-3000:]}")
     elif first.code != -signal.SIGKILL:
         trial.problems.append(f"ended with {first.code}: {first.stderr[-2000:]}")
     resumed = execute([f"resume={root / 'run'}"], root)
@@ -361,13 +385,16 @@ def attempt(kind: str, fault: Fault, root: Path, whole: Mapping[str, Any]) -> Tr
         trial.problems.append(resumed.stderr[-3000:])
     trial.problems += differences(contents(root), whole)
     trial.problems += wrong_seconds(root, before, sum(leg.seconds for leg in legs))
-    trial.problems += [f"left {p.relative_to(root)}" for p in partial_files(root)]
+    trial.problems += [f"left {p}" for p in partial_files(root)]
     return trial
 
 
-def partial_files(root: Path) -> list[Path]:
+def partial_files(root: Path) -> list[str]:
     """Files that were being written when a process was killed."""
-    return list(root.rglob(f".*{PARTIAL}"))
+    found = [str(p.relative_to(root)) for p in root.rglob(f".*{PARTIAL}")]
+    # Of a teacher that was being published: the next job that needs it removes them.
+    done = [str(p.parent.relative_to(root)) for p in root.glob("teachers/*/metrics.json")]
+    return [p for p in found if not p.startswith("teachers/") or p.startswith(tuple(done))]
 
 
 def differences(found: Mapping[str, Any], whole: Mapping[str, Any]) -> list[str]:
@@ -432,7 +459,7 @@ def faults_at_operations(whole: Whole, draw: random.Random, number: int) -> list
 
 
 def plan(
-    wholes: Mapping[str, Whole], kills: int, operations: int, draw: random.Random
+    wholes: Mapping[str, Whole], kills: int, operations: int, full: int, draw: random.Random
 ) -> list[tuple[str, Fault]]:
     """Choose the trials."""
     kinds = [kind for kind in SHARES if kind in wholes]
@@ -441,14 +468,19 @@ def plan(
     counts = Counter(kinds[i % len(kinds)] for i in range(operations))
     for kind, number in counts.items():
         chosen += [(kind, f) for f in faults_at_operations(wholes[kind], draw, number)]
+    for kind, number in Counter(kinds[i % len(kinds)] for i in range(full)).items():
+        needing = {k: n for k, n in wholes[kind].operations.items() if k.startswith(NEED_ROOM)}
+        room = replace(wholes[kind], operations=Counter(needing))
+        found = faults_at_operations(room, draw, number)
+        chosen += [(kind, replace(fault, after=False, full=True)) for fault in found]
     return chosen
 
 
-def run(folder: Path, kinds: Sequence[str], kills: int, operations: int, seed: int) -> list[Trial]:
+def run(folder: Path, kinds: Sequence[str], counts: Sequence[int], seed: int) -> list[Trial]:
     """Run all trials, two at a time; folders of trials without problems are deleted."""
     with ThreadPoolExecutor(2) as pool:
         wholes = dict(zip(kinds, pool.map(lambda k: uninterrupted(k, folder), kinds), strict=True))
-        trials = plan(wholes, kills, operations, random.Random(mixed(seed)))
+        trials = plan(wholes, *counts, random.Random(mixed(seed)))
 
         def one(number: int) -> Trial:
             kind, fault = trials[number]
@@ -469,6 +501,7 @@ def table(trials: Sequence[Trial]) -> str:
     cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for trial in trials:
         how = "moment" if trial.fault.seconds is not None else "operation"
+        how = "full disk" if trial.fault.full else how
         cells[trial.kind, how, trial.stage]["wrong" if trial.problems else trial.outcome] += 1
     lines = [f"{'kind':10} {'killed at':10} {'stage':20} outcome"]
     for (kind, how, where), counts in sorted(cells.items()):
@@ -484,6 +517,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=40, help="at random moments")
     parser.add_argument("--operations", type=int, default=40, help="at file operations")
+    parser.add_argument("--full", type=int, default=0, help="disks that are full at an operation")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keeps the folders of failed trials")
@@ -491,7 +525,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
-        trials = run(folder, given.kinds, given.kills, given.operations, given.seed)
+        counts = (given.kills, given.operations, given.full)
+        trials = run(folder, given.kinds, counts, given.seed)
     print(table(trials))
     sys.exit(any(trial.problems for trial in trials))
 

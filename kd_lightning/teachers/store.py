@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from shutil import copyfileobj, copytree
+from shutil import copyfileobj
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -78,9 +78,10 @@ class TeacherStore:
             if not _finished(home):
                 # Not last.ckpt: a job that finds it without metrics.json, as this process was
                 # killed, would resume a training that has no epochs left.
-                copytree(run_dir / ".hydra", home / ".hydra", ignore=_hidden, dirs_exist_ok=True)
-                with (run_dir / BEST).open("rb") as best:
-                    write_atomically(home / BEST, partial(copyfileobj, best))
+                for file in (*(run_dir / ".hydra").glob("[!.]*"), run_dir / BEST):
+                    with file.open("rb") as source:
+                        target = home / file.relative_to(run_dir)
+                        write_atomically(target, partial(copyfileobj, source))
                 # metrics.json last: its presence marks the teacher as finished
                 for name in (FACTS, METRICS):
                     write_text(home / name, (run_dir / name).read_text(encoding="utf-8"))
@@ -106,10 +107,6 @@ class TeacherStore:
             yield
         finally:
             lock.release()
-
-
-def _hidden(_: str, names: list[str]) -> list[str]:
-    return [name for name in names if name.startswith(".")]
 
 
 def _finished(home: Path) -> bool:
