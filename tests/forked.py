@@ -33,7 +33,7 @@ def run(command: dict[str, Any]) -> dict[str, Any]:
         if child == 0:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            _execute(command)
+            execute(command)
         _, status = os.waitpid(child, 0)
         out.seek(0)
         err.seek(0)
@@ -41,7 +41,7 @@ def run(command: dict[str, Any]) -> dict[str, Any]:
         return {"code": code, "stdout": out.read(), "stderr": err.read()}
 
 
-def _execute(command: dict[str, Any]) -> None:
+def execute(command: dict[str, Any]) -> None:
     """Be the command; does not return."""
     signal.alarm(LIMIT)
     os.environ.update(command.get("environment", {}))

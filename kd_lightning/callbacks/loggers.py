@@ -1,6 +1,7 @@
 """Loggers: one TensorBoard graph per run, a CSV file that can be resumed, hyper-parameters."""
 
 import csv
+import io
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from kd_lightning.metrics.figures import parse
+from kd_lightning.utils.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +71,31 @@ class _Appender(ExperimentWriter):
     # header, as the columns decide whether a row can be appended or all must be rewritten.
     def _check_log_dir_exists(self) -> None:
         file = Path(self.metrics_file_path)
-        if file.is_file():
-            with file.open(newline="") as lines:
-                self.metrics_keys = next(csv.reader(lines), [])
+        if not file.is_file():
+            return
+        _remove_torn_row(file)
+        with file.open(newline="") as lines:
+            self.metrics_keys = next(csv.reader(lines), [])
+
+    # Lightning's empties the file before it writes all rows again: a run that is killed, or
+    # stopped by a full disk, would lose the curves of its earlier epochs.
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        file, rewritten = Path(self.metrics_file_path), io.StringIO(newline="")
+        writer = csv.DictWriter(rewritten, fieldnames)
+        writer.writeheader()
+        with file.open(newline="") as lines:
+            writer.writerows(csv.DictReader(lines))
+        write_text(file, rewritten.getvalue())
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         pass  # .hydra/config.yaml already contains them
+
+
+def _remove_torn_row(file: Path) -> None:
+    """Remove a last row without an end, at which a process was killed or the disk was full."""
+    content = file.read_bytes()
+    if content and not content.endswith(b"\n"):
+        write_text(file, content[: content.rfind(b"\n") + 1].decode())
 
 
 def log_outcome(

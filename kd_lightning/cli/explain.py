@@ -1,5 +1,6 @@
 """Errors in one line: what is wrong, where, and how to correct it."""
 
+import errno
 import os
 import re
 import traceback
@@ -29,6 +30,18 @@ from kd_lightning.utils.errors import UserError, causes, first_line
 TRACEBACKS = "KD_FULL_ERROR"
 
 
+# What is wrong with a disk, by the error of the system.
+DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "no larger file may be written here (see ulimit -f)",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "there is no permission",
+    errno.EPERM: "there is no permission",
+}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def wants_tracebacks() -> bool:
     """Return whether the user set HYDRA_FULL_ERROR=1."""
     return os.environ.get(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
@@ -50,11 +63,24 @@ def explain(error: BaseException | None) -> str | None:
             return f"{cause.override} is not of the form key=value: {_joined(str(cause.message))}"
         if isinstance(cause, InstantiationException) and isinstance(cause.__cause__, TypeError):
             return _joined(str(cause))
+    if (of_disk := disk_error(error)) is not None:
+        what = "written" if of_disk.errno not in (errno.EACCES, errno.EPERM) else "opened"
+        where = f": {of_disk.filename} cannot be {what}" if of_disk.filename else ""
+        return _joined(f"{DISK[of_disk.errno or 0]}{where}")
     for cause in reversed(chain):
         if isinstance(cause, OmegaConfBaseException | HydraException):
             return _joined(str(cause).split("\n    full_key")[0])
         if _is_raised_by_lightning(cause):
             return first_line(cause)
+    return None
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """Return the cause of an error that is a full disk or a lack of permission, if one is."""
+    for cause in causes(error):
+        # Without a file, permission was refused to something else, such as a socket.
+        if isinstance(cause, OSError) and (cause.filename or cause.errno in FULL):
+            return cause if cause.errno in DISK else None
     return None
 
 

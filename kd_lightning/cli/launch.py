@@ -5,9 +5,11 @@ import logging
 import os
 import shlex
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.cli.consent import state_trust
 from kd_lightning.cli.console import fail, print_error, print_line, print_next, print_table
-from kd_lightning.cli.explain import explain, wants_tracebacks
+from kd_lightning.cli.explain import disk_error, explain, wants_tracebacks
 from kd_lightning.cli.paths import CONF, with_quoted_path
 from kd_lightning.cli.resume import resumed
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.runs.continued import SWEEP, begin_anew, is_resumed, mark_earlier, prepare_job
-from kd_lightning.runs.directory import ERROR, FAILURE, LOCK, TRACEBACK, lock
+from kd_lightning.runs.directory import ERROR, FAILURE, LOCK, OVERRIDES, TRACEBACK, lock
 from kd_lightning.runs.legacy import facts_of_old_run
 from kd_lightning.runs.load import add_to_path
 from kd_lightning.runs.networks import added
@@ -49,6 +51,7 @@ IRRELEVANT_WARNINGS = (
 
 LOCKS: dict[str, Any] = {}  # held by this process; not in the callback, which joblib pickles
 SWEEP_LOCK = ".lock"  # in the directory of a sweep
+LOST = "Connection closed by peer"  # what gloo raises in the other processes if one has ended
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 
 TAKE_A_VALUE = {  # Hydra's flags that are followed by a value
@@ -61,8 +64,25 @@ def quieten() -> None:
     """Silence messages that the user cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(_on_log_error, handler)
+    threading.excepthook = _on_thread_error
     for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+# A full disk is reported once, by the checkpoint or the figures that could not be written; the log
+# and TensorBoard's thread would each print a traceback of their own before.
+def _on_log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+    if not isinstance(sys.exc_info()[1], OSError):
+        logging.Handler.handleError(handler, record)
+
+
+def _on_thread_error(args: threading.ExceptHookArgs) -> None:
+    # TensorBoard raises it again in the main thread.
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def run_job(job: Callable[[], float]) -> float | None:
@@ -80,12 +100,15 @@ def run_job(job: Callable[[], float]) -> float | None:
         _stop(str(interruption) or "interrupted", getattr(interruption, "code", INTERRUPTED))
     except Exception as error:
         message = explain(error)
+        message = message and with_advice(message, error, _how_to_resume())
         if wants_tracebacks():
             raise
+        if "LOCAL_RANK" in os.environ and LOST in str(error):
+            sys.exit(0)  # the process that failed has said why
         mode = HydraConfig.get().mode
         if message is None and mode is not RunMode.MULTIRUN:
             raise
-        if message is None:  # a bug, or a full disk: the other jobs may be spared
+        if message is None:  # a bug: the other jobs may be spared
             trace = "".join(traceback.format_exception(error))
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
             _note(TRACEBACK, trace)
@@ -105,12 +128,40 @@ def run_job(job: Callable[[], float]) -> float | None:
 def _stop(what: str, code: int) -> NoReturn:
     """End the process after Ctrl-C or SIGTERM, with the command that continues the run."""
     if "LOCAL_RANK" not in os.environ:
-        hydra = HydraConfig.get()
-        is_sweep = hydra.mode is RunMode.MULTIRUN
-        folder = hydra.sweep.dir if is_sweep else hydra.runtime.output_dir
-        command = f"python train.py {shlex.quote(f'resume={folder}')}"
-        print(f"{what}; resume with: {command}", file=sys.stderr)
+        print(f"{what}; {_how_to_resume()}", file=sys.stderr)
     sys.exit(code)
+
+
+def _how_to_resume() -> str:
+    """Return the advice that continues the current job, or its sweep."""
+    hydra = HydraConfig.get()
+    is_sweep = hydra.mode is RunMode.MULTIRUN
+    return _resume_with(hydra.sweep.dir if is_sweep else hydra.runtime.output_dir)
+
+
+def _resume_with(folder: str | Path) -> str:
+    return f"resume with: python train.py {shlex.quote(f'resume={folder}')}"
+
+
+def with_advice(message: str, error: BaseException, advice: str = "") -> str:
+    """Add to the message of a full disk what to do once there is room.
+
+    Args:
+        message: explains the error.
+        error: what was raised.
+        advice: how to resume; by default, from what this process had recorded, as Hydra writes
+            the records before it starts a job.
+    """
+    if disk_error(error) is None:
+        return message
+    records = {SWEEP_LOCK: SWEEP, LOCK: OVERRIDES}
+    for name, record in records.items():
+        if not advice and name in LOCKS:
+            folder = Path(str(LOCKS[name].lock_file).removesuffix(name))
+            file = folder / record
+            is_written = file.is_file() and file.stat().st_size > 0
+            advice = _resume_with(folder) if is_written else ""
+    return f"{message}; once that is mended, {advice or 'start again'}"
 
 
 def _note(name: str, text: str) -> None:
@@ -177,14 +228,28 @@ def _flags_and_words(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, words
 
 
+@contextlib.contextmanager
+def _ending_on_a_full_disk() -> Iterator[None]:
+    """Exit if the disk is full: Hydra makes warnings of what its callbacks raise, and goes on."""
+    try:
+        yield
+    except OSError as error:
+        message = explain(error)
+        if message is None:
+            raise
+        fail(with_advice(message, error))
+
+
 class Launch(Callback):
     """Hydra callback that checks directories first and prints a sweep's table last."""
 
     # Checked before Hydra writes there, for an error of one line instead of a traceback.
+    @_ending_on_a_full_disk()
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _make_folder(config.hydra.run.dir)
         self._lock(config.hydra.run.dir)  # before Hydra writes its record there
 
+    @_ending_on_a_full_disk()
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         _make_folder(str(folder))
@@ -194,6 +259,7 @@ class Launch(Callback):
         # Not every sweeper writes this record.
         write_text(folder / SWEEP, OmegaConf.to_yaml(config))
 
+    @_ending_on_a_full_disk()
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode is RunMode.MULTIRUN:
             run_dir = Path(config.hydra.runtime.output_dir)
@@ -211,6 +277,7 @@ class Launch(Callback):
         except UserError as error:
             fail(error)
 
+    @_ending_on_a_full_disk()
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the table of the sweep; exit with code 1 if a job failed."""
         folder = Path(config.hydra.sweep.dir)

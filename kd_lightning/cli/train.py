@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from kd_lightning.cli.console import fail, print_chain, print_next, print_run
 from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
-from kd_lightning.cli.launch import arranged, find_plugins, quieten, run_job
+from kd_lightning.cli.launch import arranged, find_plugins, quieten, run_job, with_advice
 from kd_lightning.cli.paths import CONF
 from kd_lightning.runs.chain import LINK, Chain
 from kd_lightning.runs.checks import check
@@ -52,7 +52,7 @@ def main() -> None:
         message = explain_composition(error, sys.argv[1:])
         if message is None or wants_tracebacks():
             raise
-        fail(message)
+        fail(with_advice(message, error))
 
 
 def _run(cfg: DictConfig) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_atomically, write_text
-from kd_lightning.utils.run_directory import CONFIG, DIAGNOSTICS, LAST, METRICS
+from kd_lightning.utils.run_directory import (
+    CONFIG,
+    DIAGNOSTICS,
+    LAST,
+    METRICS,
+    remove_leftovers,
+)
 
 FAILURE = ERROR, TRACEBACK = "error.txt", "traceback.txt"  # of a failed job of a sweep
 OVERRIDES = ".hydra/overrides.yaml"
@@ -45,6 +51,7 @@ def lock(run_dir: Path, name: str = LOCK) -> FileLock | None:
             f"another process is using the run directory {run_dir}: wait for it, or choose "
             "another hydra.run.dir="
         ) from error
+    remove_leftovers(run_dir)
     return found
 
 

@@ -91,6 +91,7 @@ class TeacherCache:
         self.root = Path(root) if root is not None else None
         self.max_bytes, self.dtype, self.top_k = max_bytes, DTYPES[dtype], top_k
         self.held: dict[str, Tables] = {}
+        self._has_warned = False  # that the disk is full or read-only
 
     def outputs(
         self,
@@ -151,11 +152,20 @@ class TeacherCache:
         """Return the tables of each output, computing those that are not on disk."""
         if self.root is None:
             return compute(wanted)
+        computed: dict[str, Tables] = {}
+
+        def remembered(missing: list[str]) -> dict[str, Tables]:
+            computed.update(compute(missing))
+            return computed
+
         try:
-            return find_or_compute(self.root, key, wanted, compute)
-        except OSError as error:  # a full or read-only disk costs time, but must not end a run
-            log.warning("teacher outputs stay in memory: %s (see cache.root=)", error)
-            return compute(wanted)
+            return find_or_compute(self.root, key, wanted, remembered)
+        except OSError as error:  # a full or read-only disk must not end a run
+            if not self._has_warned:  # not for each split
+                log.warning("teacher outputs stay in memory: %s (see cache.root=)", error)
+            self._has_warned = True
+            missing = [name for name in wanted if name not in computed]
+            return {**computed, **(compute(missing) if missing else {})}
 
     def _bytes(
         self, teacher: nn.Module, inputs: Prepared, device: torch.device, paths: Sequence[str]

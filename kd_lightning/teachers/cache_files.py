@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from kd_lightning.utils.files import crc32, write_atomically, write_text
+from kd_lightning.utils.files import crc32, remove_partial, write_atomically, write_text
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def find_or_compute(root: Path, key: str, wanted: list[str], compute: Compute) -
     root.mkdir(parents=True, exist_ok=True)
     files = {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
     with FileLock(root / f"{key}.lock"):  # one process computes, the others wait
+        remove_partial(root, f"{key}-*")
         if missing := [name for name in wanted if not _is_whole(files[name])]:
             computed = compute(missing)
             for name, tables in computed.items():

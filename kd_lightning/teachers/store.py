@@ -10,15 +10,16 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfileobj
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.files import write_text
-from kd_lightning.utils.run_directory import BEST, FACTS, METRICS
+from kd_lightning.utils.files import write_atomically, write_text
+from kd_lightning.utils.run_directory import BEST, FACTS, METRICS, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +75,17 @@ class TeacherStore:
     def publish(self, key: str, run_dir: Path) -> None:
         """Copy a finished run into the store under a key, unless the key exists."""
         home = self.root / key
-        if home == run_dir or not (run_dir / "checkpoints").is_dir():
+        if home == run_dir or not (run_dir / BEST).is_file():
             return  # trained in the store itself, or a trial run without checkpoints
         self._make_root()
         with self._lock(key):
             if not _finished(home):
-                for folder in (".hydra", "checkpoints"):
-                    copytree(run_dir / folder, home / folder, dirs_exist_ok=True)
+                # Not last.ckpt: a job that finds it without metrics.json, as this process was
+                # killed, would resume a training that has no epochs left.
+                for file in (*(run_dir / ".hydra").glob("[!.]*"), run_dir / BEST):
+                    with file.open("rb") as source:
+                        target = home / file.relative_to(run_dir)
+                        write_atomically(target, partial(copyfileobj, source))
                 # metrics.json last: its presence marks the teacher as finished
                 for name in (FACTS, METRICS):
                     write_text(home / name, (run_dir / name).read_text(encoding="utf-8"))
@@ -102,6 +107,7 @@ class TeacherStore:
             log.info("Waiting for another process that trains the teacher in %s", self.root / key)
             lock.acquire()
         try:
+            remove_leftovers(self.root / key)
             yield
         finally:
             lock.release()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.files import remove_partial
 from kd_lightning.utils.reading import is_there, read_json
 
 CONFIG, FACTS, METRICS = ".hydra/config.yaml", "run.json", "metrics.json"
@@ -140,6 +141,14 @@ def find_checkpoint(path: str | Path, name: str = "best") -> Path:
     numbered = (link for link in (path / LINKS).glob("*") if link.name.isdecimal())
     links = sorted(numbered, key=lambda link: int(link.name))
     return (links or [path])[-1] / "checkpoints" / f"{name}.ckpt"
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what a killed process left of files that it was writing; needs the run's lock."""
+    # Not recursively: another program's folders, or a store in use, may lie in the directory.
+    homes = [run_dir, *(run_dir / LINKS).glob("*")]
+    for folder in (home / part for home in homes for part in ("", ".hydra", "checkpoints")):
+        remove_partial(folder)
 
 
 def finite(value: Any) -> float | None:

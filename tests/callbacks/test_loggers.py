@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,31 @@ def test_csv_of_an_earlier_run_is_continued(tmp_path: Path) -> None:
         ("2", "0.5", "0.9"),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_torn_row_is_removed_before_the_next(tmp_path: Path) -> None:
+    first, resumed = ResumableCSVLogger(str(tmp_path)), ResumableCSVLogger(str(tmp_path))
+    first.log_metrics({"loss": 2.0}, step=0)
+    first.save()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("1.2")  # killed, or no room for the rest
+    resumed.log_metrics({"loss": 1.0}, step=1)
+    resumed.save()
+    assert [row["loss"] for row in rows(tmp_path)] == ["2.0", "1.0"]
+
+
+def test_curves_survive_a_kill_while_a_column_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = ResumableCSVLogger(str(tmp_path))
+    logger.log_metrics({"loss": 2.0}, step=0)
+    logger.save()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    logger.log_metrics({"accuracy": 0.5}, step=1)
+    with pytest.raises(KeyboardInterrupt):
+        logger.save()
+    assert [row["loss"] for row in rows(tmp_path)] == ["2.0"]

@@ -68,12 +68,7 @@ def test_one_line_says_what_is_wrong(
     assert said.count("\n") == 1
     assert outcome["code"] == 1
     assert "Traceback" not in outcome["stdout"]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_nothing_is_trained(name: str, outcomes: dict[str, Any], folder: Path) -> None:
-    assert name in outcomes
-    assert not list((folder / "homes" / name).rglob("*.ckpt"))
+    assert not list((folder / "homes" / name).rglob("*.ckpt"))  # nothing was trained
 
 
 def test_no_file_has_run_code(outcomes: dict[str, Any], folder: Path) -> None:

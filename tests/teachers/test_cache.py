@@ -1,7 +1,9 @@
 """Tests of the teacher cache: equal to the live teacher, computed once, rebuilt when damaged."""
 
+import errno
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -379,6 +381,23 @@ def test_unusable_folder_is_reported_and_outputs_stay_in_memory(
     assert outputs is not None
     assert torch.equal(outputs.tables["logits"], live(data, teacher))
     assert re.search(r"teacher outputs stay in memory: .*\(see cache\.root=\)", log_of(caplog))
+
+
+def test_full_folder_is_reported_once_and_outputs_are_computed_once(
+    data, teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    cache = TeacherCache(str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        outputs = [cache.outputs(teacher, data.prepared(split), CPU) for split in ("val", "test")]
+    assert outputs[0] is not None
+    assert torch.equal(outputs[0].tables["logits"], live(data, teacher))
+    assert log_of(caplog).count("teacher outputs stay in memory") == 1
+    assert log_of(caplog).count("computing teacher outputs") == 2
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock", ".lock"]
 
 
 def live(data: DigitsDataModule, teacher: nn.Module) -> torch.Tensor:

@@ -167,6 +167,14 @@ def test_published_run_is_found(tmp_path: Path, run_dir: Path) -> None:
         assert (home / name).read_bytes() == (run_dir / name).read_bytes()
 
 
+def test_nothing_of_a_published_run_is_resumed(tmp_path: Path, run_dir: Path) -> None:
+    # A job that finds it unfinished, as the publishing process was killed, must train anew.
+    (run_dir / "checkpoints" / "last.ckpt").write_bytes(b"no epochs left")
+    store = TeacherStore(tmp_path / "store")
+    store.publish("net", run_dir)
+    assert [p.name for p in (store.root / "net" / "checkpoints").iterdir()] == ["best.ckpt"]
+
+
 def test_published_run_replaces_no_teacher(tmp_path: Path, run_dir: Path) -> None:
     store = TeacherStore(tmp_path / "store")
     store.publish("net", run_dir)

@@ -1,13 +1,16 @@
 """Tests of atomic writes and checksums."""
 
+import os
+import signal
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+import torch
 
 from kd_lightning.utils import files
-from kd_lightning.utils.files import crc32, write_atomically, write_text
+from kd_lightning.utils.files import crc32, remove_partial, write_atomically, write_text
 
 
 def files_in(folder: Path) -> list[str]:
@@ -73,3 +76,25 @@ def test_checksum_is_zlibs_over_the_whole_content(
     content = bytes(i * 37 % 256 for i in range(size))
     (tmp_path / "file").write_bytes(content)
     assert crc32(tmp_path / "file") == zlib.crc32(content)
+
+
+def test_archive_that_does_not_fit_on_the_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    def write(_: BinaryIO) -> None:
+        with Path("/dev/full").open("wb") as full:  # torch raises a RuntimeError of its own
+            torch.save(torch.zeros(100_000), full)
+
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_atomically(tmp_path / "best.ckpt", write)
+    assert raised.value.filename == str(tmp_path / "best.ckpt")
+    assert files_in(tmp_path) == []
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        write_atomically(tmp_path / "a.ckpt", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    os.waitpid(child, 0)
+    assert len(files_in(tmp_path)) == 1
+    (tmp_path / ".mine.7").touch()
+    remove_partial(tmp_path)
+    assert files_in(tmp_path) == [".mine.7"]
