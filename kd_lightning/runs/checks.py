@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.metrics.figures import DECLARED, parse
 from kd_lightning.runs.arguments import check_arguments, nearest
@@ -62,7 +62,8 @@ def check_section(cfg: DictConfig, section: str) -> None:
     Raises:
         UserError: if it is missing or does not fit the class.
     """
-    _check_created(plain(cfg)[section], section)
+    found = cfg[section]
+    _check_created(plain(found) if OmegaConf.is_dict(found) else found, section)
 
 
 def _check_created(value: Any, where: str) -> None:
