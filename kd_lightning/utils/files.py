@@ -1,8 +1,10 @@
 """Atomic writing of files, and their checksums."""
 
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +29,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     # process id, because several processes may write the same file.
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    handled = sys.exception()  # by the caller: not an error of this writing
     try:
         with partial.open("wb") as file:
             write(file)
@@ -37,7 +40,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         partial.replace(path)
     except Exception as error:
         # torch.save raises a RuntimeError as it closes an archive that it could not write.
-        failed = next((e for e in _contexts(error) if isinstance(e, OSError)), None)
+        during = takewhile(lambda e: e is not handled, _contexts(error))
+        failed = next((e for e in during if isinstance(e, OSError)), None)
         if failed is None:
             raise
         if failed.errno is not None and failed.filename is None:
