@@ -49,31 +49,38 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 def recomputed(run_dir: Path) -> dict[str, float]:
     """All figures of a finished run but its times."""
-    run = load_run(run_dir)
-    home = run_dir
-    if run.facts["links"]:  # a chain has the figures of its last link, and some of its own
-        home = run_dir / "links" / str(len(run.facts["links"]) - 1)
-    state = read_checkpoint(home / "checkpoints" / "best.ckpt")
-    last = read_checkpoint(home / "checkpoints" / "last.ckpt")
+    facts = json.loads((run_dir / "run.json").read_text())
+    links = [run_dir / "links" / str(i) for i in range(len(facts["links"]))]
+    home = links[-1] if links else run_dir  # a chain has the figures of its last link, and more
+    run = load_run(home)
+    best, last = (read_checkpoint(home / "checkpoints" / f"{n}.ckpt") for n in ("best", "last"))
+    others = peers(run, best)
     figures = {"epochs": last["epoch"] + 1, **sizes(run.network)}
+    figures |= {f"parameters_{k}": sizes(net)["parameters"] for k, net in others.items()}
     teacher = teacher_of(run)
     if teacher is not None:
         figures |= {f"teacher_{k}": v for k, v in sizes(teacher).items()}
         figures["compression"] = figures["teacher_parameters"] / figures["parameters"]
+    bias = 0.0
     for split in SPLITS:
-        images, y = samples(split)
-        z = logits(run.network, images, run)
-        of_split = quality(z, y)
+        y, z = samples(split)[1], logits(run.network, run, split)
+        found = quality(z, y)
         if teacher is not None:
-            z_t = logits(teacher, images, run)
-            of_split |= {f"teacher_{k}": v for k, v in quality(z_t, y).items()}
-            of_split |= fidelity(z, z_t, y, temperature(run, state, z, z_t))
-        for name, net in peers(run, state).items():
-            own = quality(logits(net, images, run), y)
-            of_split |= {f"{k}_{name}": own[k] for k in ("accuracy", "loss")}
-        figures |= {f"{split}/{k}": v for k, v in of_split.items()}
-    figures |= {f"parameters_{k}": sizes(n)["parameters"] for k, n in peers(run, state).items()}
-    return figures | of_links(run) | of_unseen(run)
+            z_t = logits_of_teacher(run, split)
+            found |= {f"teacher_{k}": v for k, v in quality(z_t, y).items()}
+            found |= fidelity(z, z_t, y, temperature(run, best, z, z_t))
+        for name, net in others.items():
+            own = quality(logits(net, run, split), y)
+            found |= {f"{k}_{name}": own[k] for k in ("accuracy", "loss")}
+        if links:
+            found |= of_links(links, split)
+        if "class_bias" in run.config.callbacks:
+            added = np.isin(np.arange(10), run.config.callbacks.class_bias.classes).astype(float)
+            if split == "val":
+                bias = found["bias"] = best_bias(z, y, added) if added.any() else 0.0
+            found |= of_unseen(z, y, added, bias)
+        figures |= {f"{split}/{k}": v for k, v in found.items()}
+    return figures
 
 
 @cache
@@ -91,8 +98,9 @@ def samples(split: str) -> tuple[torch.Tensor, Labels]:
     return images[chosen], target[chosen.numpy()]
 
 
-def logits(net: nn.Module, images: torch.Tensor, run: Run) -> Array:
-    """A network's answers to a run's images, N×C."""
+def logits(net: nn.Module, run: Run, split: str) -> Array:
+    """A network's logits for a split, normalised as for a run, N×C."""
+    images = samples(split)[0]
     mean, std = (torch.tensor(v).double().view(1, -1, 1, 1) for v in (run.spec.mean, run.spec.std))
     with torch.inference_mode():
         return net.double().eval()((images.double() / 255 - mean) / std).numpy()
@@ -103,12 +111,12 @@ taught: dict[tuple[Any, ...], Array] = {}
 
 
 def logits_of_teacher(run: Run, split: str) -> Array:
-    """The answers of a run's teacher to the images of a split, N×C."""
-    key = (run.facts["teacher"] or run.facts["role"], run.facts["seed"], run.spec, split)
+    """The logits of a run's teacher for a split, N×C."""
+    key = (run.facts["teacher"] or run.facts["seed"], str(run.spec), split)
     if key not in taught:
         net = teacher_of(run)
         assert net is not None
-        taught[key] = logits(net, samples(split)[0], run)
+        taught[key] = logits(net, run, split)
     return taught[key]
 
 
@@ -207,7 +215,7 @@ def fidelity(z: Array, z_t: Array, y: Labels, t: float | Array) -> dict[str, flo
 def divergence(z_t: Array, z: Array) -> float:
     """Mean KL(p_t ‖ p_s)."""
     log_t, log_s = log_softmax(z_t), log_softmax(z)
-    return (np.exp(log_t) * (log_t - log_s)).sum(1).mean()
+    return float((np.exp(log_t) * (log_t - log_s)).sum(1).mean())
 
 
 def temperature(run: Run, checkpoint: dict[str, Any], z: Array, z_t: Array) -> float | Array:
@@ -229,38 +237,25 @@ def temperature(run: Run, checkpoint: dict[str, Any], z: Array, z_t: Array) -> f
     return 1 + 20 / (1 + np.exp(-theta))
 
 
-def of_links(run: Run) -> dict[str, float]:
-    """What a chain's figures have beside those of its last link."""
-    nets = [load_run(run.path / "links" / str(i)).network for i in range(len(run.facts["links"]))]
-    found: dict[str, float] = {}
-    for split in SPLITS if nets else ():
-        images, y = samples(split)
-        p = [np.exp(log_softmax(logits(net, images, run))) for net in nets]
-        found |= {f"{split}/accuracy_{i}": (q.argmax(1) == y).mean() for i, q in enumerate(p)}
-        found[f"{split}/ensemble_accuracy"] = (np.mean(p, 0).argmax(1) == y).mean()
-    return found
+def of_links(links: list[Path], split: str) -> dict[str, float]:
+    """What a chain has beside the figures of its last link."""
+    runs, y = [load_run(link) for link in links], samples(split)[1]
+    p = [np.exp(log_softmax(logits(run.network, run, split))) for run in runs]
+    found = {f"accuracy_{i}": (q.argmax(1) == y).mean() for i, q in enumerate(p)}
+    return {**found, "ensemble_accuracy": (np.mean(p, 0).argmax(1) == y).mean()}
 
 
-def of_unseen(run: Run) -> dict[str, float]:
-    """What the callback ``class_bias`` counts with one bias, chosen on validation data."""
-    if "class_bias" not in run.config.callbacks:
-        return {}
-    added = np.isin(np.arange(10), run.config.callbacks.class_bias.classes).astype(float)
-    found: dict[str, float] = {}
-    bias = 0.0
-    for split in SPLITS:
-        images, y = samples(split)
-        z = logits(run.network, images, run)
-        if split == "val" and added.any():
-            bias = found["val/bias"] = best_bias(z, y, added)
-        wrong, corrected = ((z + b * added).argmax(1) != y for b in (0.0, bias))
-        unseen = added[y] == 1
-        found[f"{split}/errors"] = wrong.sum()
-        found[f"{split}/errors_unseen"] = (wrong & unseen).sum()
-        found[f"{split}/errors_corrected"] = corrected.sum()
-        found[f"{split}/errors_unseen_corrected"] = (corrected & unseen).sum()
-        found[f"{split}/accuracy_corrected"] = 1 - corrected.mean()
-    return found
+def of_unseen(z: Array, y: Labels, added: Array, bias: float) -> dict[str, float]:
+    """What the callback ``class_bias`` counts with a bias of some classes."""
+    wrong, corrected = ((z + b * added).argmax(1) != y for b in (0.0, bias))
+    unseen = added[y] == 1
+    return {
+        "errors": wrong.sum(),
+        "errors_unseen": (wrong & unseen).sum(),
+        "errors_corrected": corrected.sum(),
+        "errors_unseen_corrected": (corrected & unseen).sum(),
+        "accuracy_corrected": 1 - corrected.mean(),
+    }
 
 
 def best_bias(z: Array, y: Labels, added: Array) -> float:
@@ -270,4 +265,4 @@ def best_bias(z: Array, y: Labels, added: Array) -> float:
     middles = (edges[1:] + edges[:-1]) / 2
     errors = [((z + b * added).argmax(1) != y).sum() for b in middles]
     best = np.flatnonzero(np.array(errors) == min(errors))
-    return middles[best[len(best) // 2]]
+    return float(middles[best[len(best) // 2]])
