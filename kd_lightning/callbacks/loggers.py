@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from kd_lightning.callbacks.graph import traced_graph
 from kd_lightning.metrics.figures import parse
 from kd_lightning.utils.files import write_text
 
@@ -36,12 +37,18 @@ class OneGraphTensorBoardLogger(TensorBoardLogger):
         # with trainer.precision=bf16-true the module is converted, but its example is not
         fitting = example.to(model.dtype) if example.is_floating_point() else example
         try:
-            super().log_graph(model, fitting)
+            self._write_graph(model, fitting)
         # Some networks cannot be traced, and tracing raises whatever their code raises. A plot
         # must not end a run.
         except Exception as error:
             log.warning("TensorBoard gets no graph: %s", str(error).strip().splitlines()[0])
         self._log_graph = False  # also after a failure: one warning is enough
+
+    def _write_graph(self, model: LightningModule, example: Tensor) -> None:
+        if self._log_graph:
+            batch = model._on_before_batch_transfer(example)
+            graph = traced_graph(model, model._apply_batch_transfer_handler(batch))
+            self.experiment._get_file_writer().add_graph(graph)
 
 
 class ResumableCSVLogger(CSVLogger):

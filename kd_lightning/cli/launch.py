@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
@@ -43,13 +44,13 @@ IRRELEVANT_WARNINGS = (
     r".*exists and is not empty.*",  # expected of the checkpoint folder of a resumed run
     r".*LeafSpec.*is deprecated.*",
     r".*sparse tensor invariants.*",  # of a checkpoint that is refused
-    r".*torch\.jit\.trace.* is deprecated.*",  # TensorBoard's graph is drawn with it
     # Where SLURM is installed but has not started this process, as on its login node: once for
     # each trainer and each training. Lightning starts the processes of a job by itself there.
     r".*`srun` command is available.*",
 )
 
 LOCKS: dict[str, Any] = {}  # held by this process; not in the callback, which joblib pickles
+FINISHED: list[JobReturn] = []  # by the last job of a sweep in this process
 SWEEP_LOCK = ".lock"  # in the directory of a sweep
 LOST = "Connection closed by peer"  # what gloo raises in the other processes if one has ended
 INTERRUPTED = 130  # the exit code of shells for Ctrl-C
@@ -269,6 +270,14 @@ class Launch(Callback):
             else:
                 # Of an earlier sweep: a job that fails must not show its figures.
                 begin_anew(run_dir)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        # A launcher keeps what every job returns until the last one ends, and sweepers need the
+        # value only; the two configurations take 0.4 MB. Those of this job are dropped with the
+        # next one's end, because other callbacks may still want them.
+        for finished in FINISHED:
+            finished.cfg = finished.hydra_cfg = None
+        FINISHED[:] = [job_return]
 
     def _lock(self, run_dir: str, name: str = LOCK) -> None:
         try:

@@ -132,8 +132,10 @@ class DistillationModule(BaseModule):
         """Tell the objective whether all samples have a label, and refuse it if it needs them."""
         if self.labels is None:
             return
-        labelled = int((torch.as_tensor(self.labels) != UNLABELLED).sum())
-        self.objective.all_labelled = labelled == len(self.labels)
+        # As rows: positions without a target, such as padding, are none.
+        rows = self.task.labels(torch.as_tensor(self.labels))
+        labelled = int((rows != UNLABELLED).sum())
+        self.objective.all_labelled = labelled == len(rows)
         if self.objective.all_labelled or not self.objective.needs_teacher:
             return
         if name := self.objective.needs_all_labels:

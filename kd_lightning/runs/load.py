@@ -215,7 +215,9 @@ def _spec(file: Path, plain: Any) -> ImageSpec:
 def _description(config: DictConfig, file: Path, name: Any) -> dict[str, Any]:
     """Return the description of a network in a configuration, as plain values."""
     try:
-        section = OmegaConf.to_container(config, resolve=True)["model"][name]  # pyright: ignore
+        section: Any = OmegaConf.to_container(config, resolve=True)
+        for key in ("model", *str(name).split(".")):  # students.first, of mutual learning
+            section = section[key]
     except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not describe a network model.{name!r:.80}") from error
     if not isinstance(section, dict) or "_target_" not in section:

@@ -5,9 +5,10 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+import figures
 import pytest
 import torch
-from conftest import ROOT, Command, Sweep, accuracy, read_facts, read_metrics, recompute
+from conftest import ROOT, Command, Sweep, read_facts, read_metrics
 from spy import Banks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -49,14 +50,17 @@ def rows(job: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_student_learns(sweep: Sweep, method: str) -> None:
     run_dir = job(sweep, method)
-    logits, target = recompute(run_dir, "test")
     metrics = read_metrics(run_dir)
-    assert metrics["test/accuracy"] == pytest.approx(accuracy(logits, target), abs=1e-7)
     first, *_, last = (float(row["train/loss"]) for row in rows(run_dir))
     assert last < first
     # after one epoch the methods lie between 0.836 and 0.878, the baseline at 0.861
     baseline = read_metrics(job(sweep, "ce"))["test/accuracy"]
     assert metrics["test/accuracy"] > baseline - 0.05
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_figures_of_each_method(sweep: Sweep, method: str) -> None:
+    figures.check(job(sweep, method))
 
 
 ROLES = {
@@ -112,7 +116,7 @@ def test_checkpoint_holds_the_student_and_layers_of_its_terms(sweep: Sweep, meth
 def test_each_teacher_output_is_computed_once(sweep: Sweep) -> None:
     def computed(*methods: str) -> int:
         logs = [(job(sweep, method) / "train.log").read_text() for method in methods]
-        return sum(log.count("computing teacher outputs for") for log in logs)
+        return sum(log.count("Computing teacher outputs for") for log in logs)
 
     assert computed(*ON_MAPS) == computed(*ON_EMBEDDINGS) == 1
     assert computed("fsp", "review") == 1  # one more map; the other is there
@@ -172,8 +176,7 @@ def test_weight_of_a_second_term_may_be_a_schedule(pairs: Sweep) -> None:
         grows = [float(row["train/weight_sp"]) for row in logged]
         assert grows == pytest.approx([3000 * step / 41 for step in (9, 19, 29, 39, 40)])
         assert all(float(row[f"train/{name}"]) > 0 for row in logged for name in (term, "sp"))
-        expected = accuracy(*recompute(job, "test"))
-        assert read_metrics(job)["test/accuracy"] == pytest.approx(expected, abs=1e-7)
+        figures.check(job)
 
 
 def test_banks_are_equal_on_both_processes_and_hold_all_samples(

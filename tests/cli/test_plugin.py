@@ -211,7 +211,7 @@ def test_foreign_datamodule_of_plain_pairs(
     assert done.returncode == 0, done.stderr
     log = (run_dir / "train.log").read_text()
     assert log.count("Mine has no `prepared`: the teacher runs in every step") == 1
-    assert "computing teacher outputs" not in log
+    assert "Computing teacher outputs" not in log
     run, facts, metrics = load_run(run_dir), read_facts(run_dir), read_metrics(run_dir)
     assert (run.spec.input_shape, run.spec.num_classes) == ((1, 8, 8), 3)
     assert (facts["settings"]["data"], facts["role"]) == ("mine", "student")

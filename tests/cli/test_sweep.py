@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Command, Sweep, read_facts, read_metrics, same_weights
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
+from kd_lightning.cli.launch import Launch
 from kd_lightning.runs.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -129,3 +132,13 @@ def test_compare_gives_teacher_and_students_one_budget_and_seed(
         config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
         assert (config["seed"], config["trainer"]["max_epochs"]) == (3, 1)
         assert read_metrics(run)["epochs"] == 1
+
+
+def test_configurations_of_earlier_jobs_are_not_kept() -> None:
+    launch, (first, second) = Launch(), (JobReturn(), JobReturn())
+    for job in (first, second):
+        job.cfg, job.hydra_cfg, job.return_value = OmegaConf.create({}), OmegaConf.create({}), 0.9
+        job.status = JobStatus.COMPLETED
+        launch.on_job_end(job.cfg, job)
+    assert (first.cfg, first.hydra_cfg, first.return_value) == (None, None, 0.9)
+    assert second.cfg is not None  # callbacks after ours may read it

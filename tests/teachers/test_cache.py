@@ -396,7 +396,7 @@ def test_full_folder_is_reported_once_and_outputs_are_computed_once(
     assert outputs[0] is not None
     assert torch.equal(outputs[0].tables["logits"], live(data, teacher))
     assert log_of(caplog).count("teacher outputs stay in memory") == 1
-    assert log_of(caplog).count("computing teacher outputs") == 2
+    assert log_of(caplog).count("Computing teacher outputs") == 2
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock", ".lock"]
 
 
@@ -453,4 +453,4 @@ def test_one_of_concurrent_processes_computes(tmp_path: Path) -> None:
     assert [code for *_, code in ended] == [0, 0], ended
     assert len({printed for printed, *_ in ended}) == 1
     logs = [stderr for _, stderr, _ in ended]
-    assert sum(log.count("computing teacher outputs for 1293 samples") for log in logs) == 1
+    assert sum(log.count("Computing teacher outputs for 1,293 samples") for log in logs) == 1
