@@ -58,15 +58,16 @@ def recomputed(run_dir: Path) -> dict[str, float]:
     figures = {"epochs": last["epoch"] + 1, **sizes(run.network)}
     figures |= {f"parameters_{k}": sizes(net)["parameters"] for k, net in others.items()}
     teacher = teacher_of(run)
+    taught_by = run.facts["teacher"] or f"untrained, seed {run.seed}"
     if teacher is not None:
         figures |= {f"teacher_{k}": v for k, v in sizes(teacher).items()}
         figures["compression"] = figures["teacher_parameters"] / figures["parameters"]
     bias = 0.0
     for split in SPLITS:
-        y, z = samples(split)[1], logits(run.network, run, split)
+        y, z = samples(split)[1], logits_of(str(home), run.network, run, split)
         found = quality(z, y)
         if teacher is not None:
-            z_t = logits_of_teacher(run, split)
+            z_t = logits_of(taught_by, teacher, run, split)
             found |= {f"teacher_{k}": v for k, v in quality(z_t, y).items()}
             found |= fidelity(z, z_t, y, temperature(run, best, z, z_t))
         for name, net in others.items():
@@ -106,18 +107,16 @@ def logits(net: nn.Module, run: Run, split: str) -> Array:
         return net.double().eval()((images.double() / 255 - mean) / std).numpy()
 
 
-# Many students of a test session have one teacher, and a teacher is the larger network.
-taught: dict[tuple[Any, ...], Array] = {}
+# Many students of a session have one teacher, and the links of a chain are read several times.
+known: dict[tuple[str, str, str], Array] = {}
 
 
-def logits_of_teacher(run: Run, split: str) -> Array:
-    """The logits of a run's teacher for a split, N×C."""
-    key = (run.facts["teacher"] or run.facts["seed"], str(run.spec), split)
-    if key not in taught:
-        net = teacher_of(run)
-        assert net is not None
-        taught[key] = logits(net, run, split)
-    return taught[key]
+def logits_of(path: str, net: nn.Module, run: Run, split: str) -> Array:
+    """The logits of the network in a run directory, computed once, N×C."""
+    key = (path, str(run.spec), split)
+    if key not in known:
+        known[key] = logits(net, run, split)
+    return known[key]
 
 
 def teacher_of(run: Run) -> nn.Module | None:
@@ -240,7 +239,8 @@ def temperature(run: Run, checkpoint: dict[str, Any], z: Array, z_t: Array) -> f
 def of_links(links: list[Path], split: str) -> dict[str, float]:
     """What a chain has beside the figures of its last link."""
     runs, y = [load_run(link) for link in links], samples(split)[1]
-    p = [np.exp(log_softmax(logits(run.network, run, split))) for run in runs]
+    z = [logits_of(str(run.path), run.network, run, split) for run in runs]
+    p = [np.exp(log_softmax(one)) for one in z]
     found = {f"accuracy_{i}": (q.argmax(1) == y).mean() for i, q in enumerate(p)}
     return {**found, "ensemble_accuracy": (np.mean(p, 0).argmax(1) == y).mean()}
 
