@@ -121,7 +121,7 @@ def _similar(key: str, words: Sequence[str]) -> str:
                 cfg = compose("train", [w for w in chosen if "." not in w.split("=")[0]])
         except Exception:  # the hint is not worth another error
             continue
-        known = list(_keys(cfg))
+        known = [k for k in _keys(cfg) if k != key and not key.startswith(f"{k}.")]
         # A short name, such as temperature, may be the end of a key.
         ends = [k for k in known if k.rpartition(".")[2] == key]
         found = ends[:1] or get_close_matches(key, known, n=1, cutoff=0.75)

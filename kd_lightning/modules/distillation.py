@@ -239,6 +239,10 @@ class DistillationModule(BaseModule):
         assert self.teacher is not None
         return run_teacher(self.teacher, batch.inputs, self._paths(split))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Callbacks copy modules. Not the datamodule, whose trainer cannot be copied.
+        return {**super().__getstate__(), "_cached_of": None}
+
     def _forget_cache(self) -> None:
         self.cached, self._uncached = {}, set()
 

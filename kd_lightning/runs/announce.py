@@ -36,6 +36,10 @@ def announce(
         role = "Teacher" if module.objective.needs_teacher else "Teacher, for comparison only"
         log.info("%s: %s, %s", role, _network(module.teacher), source.describe(order))
     log.info("Run directory: %s", cfg.run_dir)
+    for name in ("limit_val_batches", "limit_test_batches"):
+        limit = cfg.trainer.get(name)
+        if limit is not None and (isinstance(limit, int) or limit < 1.0):  # 1 batch, or 100 %
+            log.warning("trainer.%s=%s: the figures are those of a part of the data", name, limit)
     for key in _idle(own_overrides(cfg) or [], module, source):
         log.warning("%s has no effect on this run", key)
 

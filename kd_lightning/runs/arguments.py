@@ -115,6 +115,9 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]],
                 found.setdefault(name, (hints.get(name, Any), parameter.default))
         if not open_ended:
             return found, False
+        # Only of our own classes is it known that they pass the others on as they are.
+        if not getattr(layer, "__module__", "").startswith("kd_lightning."):
+            return found, True
     return found, True
 
 

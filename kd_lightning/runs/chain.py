@@ -23,7 +23,7 @@ from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.runs.build import build_data, build_task, make
 from kd_lightning.runs.checkpoints import load_network
 from kd_lightning.runs.directory import plain, start_anew, write_config, write_metrics
-from kd_lightning.runs.job import is_already_finished, prepare, recorded
+from kd_lightning.runs.job import FINISHED, is_already_finished, prepare, recorded
 from kd_lightning.runs.load import untrained
 from kd_lightning.runs.processes import chosen_options, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
@@ -79,7 +79,7 @@ class Chain:
                 start_anew(home)
         jobs = [self.job(i) for i in range(len(self.names))]
         if (self.root / METRICS).is_file() and all(map(is_already_finished, jobs)):
-            log.info("%s is already finished; trainer.max_epochs= can extend it", self.root)
+            log.info(FINISHED, self.root)
             return read_json(self.root / METRICS)
         write_config(self.root, self.cfg, own_overrides(self.cfg))
         write_facts(self.root, self.facts())

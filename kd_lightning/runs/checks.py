@@ -126,6 +126,14 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     epochs, steps, duration = (trainer.get(k) for k in ("max_epochs", "max_steps", "max_time"))
     if epochs is None and duration is None and steps in (None, -1):
         raise UserError("training has no end: set trainer.max_epochs, max_steps or max_time")
+    if trainer.get("overfit_batches"):
+        raise UserError(
+            "trainer.overfit_batches replaces the order of the samples, which this data needs: use "
+            "data.train_fraction= or trainer.limit_train_batches="
+        )
+    every = trainer.get("check_val_every_n_epoch")
+    if isinstance(every, int) and epochs is not None and 0 < epochs < every:
+        raise UserError(f"trainer.check_val_every_n_epoch={every} leaves no epoch with validation")
     for name in POSITIVE:
         value = trainer.get(name)
         is_endless = value == -1 and name in ("max_epochs", "max_steps")

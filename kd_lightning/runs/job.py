@@ -51,6 +51,8 @@ from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, fi
 
 log = logging.getLogger(__name__)
 
+FINISHED = "%s is already finished: only a larger trainer.max_epochs= changes it"
+
 Finished = Callable[[Path, str], None]  # called with the run directory and the profile, or ""
 
 
@@ -72,7 +74,7 @@ class Job:
             UserError: if the configuration is invalid; raised before a teacher is trained.
         """
         if is_already_finished(cfg):
-            log.info("%s is already finished; trainer.max_epochs= can extend it", cfg.run_dir)
+            log.info(FINISHED, cfg.run_dir)
             return read_json(Path(cfg.run_dir) / METRICS)
         profiler = PhaseProfiler() if cfg.profile else Unprofiled()
         with profiler.profile("data_next"):
@@ -228,7 +230,7 @@ def run(
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         code = 143 if isinstance(error, SIGTERMException) else 130  # as shells have it
-        raise Interrupted(f"interrupted in epoch {trainer.current_epoch}", code) from error
+        raise Interrupted(f"interrupted in epoch {trainer.current_epoch + 1}", code) from error
     seconds = module.seconds
     # Empty if no checkpoint was saved, as under fast_dev_run: the final weights are evaluated.
     best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None

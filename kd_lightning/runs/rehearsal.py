@@ -43,7 +43,7 @@ def rehearse(module: BaseModule) -> list[str]:
         with explaining("lr_scheduler"):
             scheduler = twin.make_lr_scheduler(optimizer) if twin.make_lr_scheduler else None
         with explaining("optimizer"):
-            optimizer.step()
+            optimizer.step(lambda: float(terms["loss"].detach()))  # LBFGS needs a closure
             if not all(p.isfinite().all() for p in twin.parameters()):
                 raise UserError("optimizer: the first step leads to weights that are not finite")
         with explaining("lr_scheduler"):

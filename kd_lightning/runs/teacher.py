@@ -207,6 +207,11 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
     """Return a job's configuration with the changes in its section ``pretrain``."""
     job = copy.deepcopy(cfg)
     OmegaConf.set_struct(job, False)
+    # Not what the user adds for the student, such as +trainer.gradient_clip_val=1.
+    if option := chosen_options().get("trainer"):
+        usual = option_alone("trainer", option).trainer
+        for name in [name for name in job.trainer if name not in usual]:
+            del job.trainer[name]
     as_written, values = plain(cfg.pretrain, resolve=False), plain(cfg.pretrain)
     for name, change in as_written.items():
         if isinstance(change, dict) and "_target_" in change:

@@ -48,7 +48,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on_later(
     assert failed.returncode == 1
     (line,) = failed.stderr.splitlines()
     assert line.startswith("error: no larger file may be written here")
-    assert line.endswith(f"once that is mended, resume with: python train.py 'resume={run_dir}'")
+    assert line.endswith(f"once that is mended, resume with: python train.py resume={run_dir}")
     assert not list(run_dir.rglob("*.partial"))
     (run_dir / "train.log").unlink()
     done = train(environment, f"resume={run_dir}")

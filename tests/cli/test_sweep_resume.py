@@ -184,7 +184,7 @@ def test_interrupted_sweep_of_chains_says_how_to_resume(
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert f"resume with: python train.py 'resume={tmp_path}'" in said
+    assert f"resume with: python train.py resume={tmp_path}" in said
     before = files_in(links / "0")
     done = command(f"resume={tmp_path}")
     assert done.returncode == 0, done.stderr

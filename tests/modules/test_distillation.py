@@ -1,6 +1,8 @@
 """Tests of DistillationModule in short trainings: what learns, what stays, what is saved."""
 
+import copy
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import same_weights
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -379,3 +382,15 @@ def test_terms_are_logged_after_each_interval_and_epoch(data: DigitsDataModule, 
             assert row[f"train/{name}"] == pytest.approx(expected.item(), rel=1e-6)
         assert row["train/alpha"] == 0.3
         assert row["train/temperature"] == 2.0
+
+
+def test_module_can_be_copied_after_training(data: DigitsDataModule, make: Make) -> None:
+    """Callbacks such as weight averaging copy it, also before the test."""
+    module, fitted = make(), trainer(max_epochs=1)
+    fitted.fit(module, data)
+    data.unpickled = threading.Lock()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        copied = copy.deepcopy(module)
+    finally:
+        del data.unpickled
+    assert same_weights(copied.state_dict(), module.state_dict())
