@@ -240,7 +240,7 @@ def test_teacher_is_found_in_the_store_or_given_by_path(
     )
     for done in (short, long):
         assert done.returncode == 0, done.stderr
-        assert "training the teacher" not in done.stdout
+        assert "Training the teacher in" not in done.stdout
     assert content(home) == before
     assert [path for path in store.iterdir() if path.is_dir()] == [home]
     jobs = [tmp_path / "short" / n for n in "012"] + [tmp_path / "long" / n for n in "01"]
@@ -262,7 +262,7 @@ def test_trained_teacher_is_offered_to_later_students(command: Command, tmp_path
         KD_TEACHERS=str(shared),
     )
     assert done.returncode == 0, done.stderr
-    assert "training the teacher" not in done.stdout
+    assert "Training the teacher in" not in done.stdout
     (home,) = (p for p in shared.iterdir() if p.is_dir())
     teacher, student = tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"
     assert read_facts(student)["teacher"] == str(home)

@@ -136,7 +136,7 @@ def test_one_of_concurrent_processes_trains(tmp_path: Path) -> None:
     with process_on(tmp_path) as first, process_on(tmp_path) as second:
         wait_for("ready", tmp_path, times=2)
         (tmp_path / "go").touch()
-        wait_for("another process is training the teacher net: waiting", tmp_path)
+        wait_for("Waiting for another process that trains the teacher in", tmp_path)
         (tmp_path / "finish").touch()
         assert (first.wait(timeout=60), second.wait(timeout=60)) == (0, 0)
     assert (tmp_path / "log").read_text().count(f"found {tmp_path / 'net'}") == 2
@@ -149,7 +149,7 @@ def test_next_process_takes_over_from_a_killed_one(tmp_path: Path) -> None:
     with process_on(tmp_path) as first:
         wait_for("left over: []", tmp_path)
         with process_on(tmp_path) as second:
-            wait_for("another process is training the teacher net: waiting", tmp_path)
+            wait_for("Waiting for another process that trains the teacher in", tmp_path)
             (tmp_path / "die").touch()
             assert first.wait(timeout=60) == 9
             (tmp_path / "finish").touch()
