@@ -12,6 +12,7 @@ matching"), arXiv 2106.05237.
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 3  # version of the files, a part of their key: files of other versions are not read
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+PAUSE = 10.0  # seconds between two lines of progress
 # Tables of up to this many bytes are copied to the student's device at the first read. Copying
 # the rows of each batch instead would synchronise the GPU in every step.
 ON_DEVICE = 2**30
@@ -200,7 +202,12 @@ class TeacherCache:
         tables: dict[str, Tables] = {name: {} for name in wanted}
         paths = [name for name in wanted if name != "logits"]
         worst, classes = dict.fromkeys(wanted, 0.0), 0
+        done, said = 0, time.monotonic()
         for view, index, batch in inputs.batches(device):
+            done += len(index)
+            if time.monotonic() > said + PAUSE:
+                log.info("%s of %s", f"{done:,}", f"{inputs.size * inputs.views:,}")
+                said = time.monotonic()
             exact = run_teacher(teacher, batch, paths)
             stored = self._compact(exact)
             classes = exact["logits"].shape[-1]

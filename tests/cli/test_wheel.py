@@ -50,9 +50,7 @@ def test_command_runs_on_two_processes_outside_the_clone(
         cwd=elsewhere,
         env={**environment, "PYTHONPATH": str(site)},
     )
-    assert (
-        "Training the teacher in" not in done.stdout
-    )  # it is found by the same key as in the clone
+    assert "Training the teacher in" not in done.stdout  # found by the same key as in the clone
     (finished,) = elsewhere.glob("outputs/*/*/metrics.json")
     facts = read_facts(finished.parent)
     assert facts["teacher"] == read_facts(digits_run)["teacher"]
