@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kd_lightning.callbacks.profiler import Unprofiled
-from kd_lightning.cli.launch import quieten
+from kd_lightning.cli.quiet import quieten
 from kd_lightning.cli.train import CONF
 from kd_lightning.runs.build import build_data, build_trainer
 from kd_lightning.runs.checkpoints import network_state, read_checkpoint

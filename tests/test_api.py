@@ -314,7 +314,7 @@ def test_our_datamodules_switch_the_cache_on() -> None:
     module = DistillationModule(student, teacher)
     teacher.register_forward_hook(count)
     trainer(max_epochs=4).fit(module, data)
-    assert set(module.cached) == {"train", "val"}
+    assert set(module.outputs.cached) == {"train", "val"}
     once = ran
     trainer(max_epochs=3).fit(module, data)
     assert ran == once

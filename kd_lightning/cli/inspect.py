@@ -10,9 +10,11 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
+from kd_lightning.cli.command_line import find_plugins
 from kd_lightning.cli.console import console
-from kd_lightning.cli.launch import find_plugins, quieten, run_job
+from kd_lightning.cli.outcome import run_job
 from kd_lightning.cli.paths import CONF
+from kd_lightning.cli.quiet import quieten
 from kd_lightning.metrics.cost import count_parameters, multiply_adds
 from kd_lightning.nets.taps import embedding, layers, pairs
 from kd_lightning.runs.build import build_data, build_task, make

@@ -13,10 +13,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from kd_lightning.cli.command_line import arranged, find_plugins
 from kd_lightning.cli.console import fail, print_chain, print_next, print_run
 from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
-from kd_lightning.cli.launch import arranged, find_plugins, quieten, run_job, with_advice
+from kd_lightning.cli.outcome import run_job, with_advice
 from kd_lightning.cli.paths import CONF
+from kd_lightning.cli.quiet import quieten
 from kd_lightning.runs.chain import LINK, Chain
 from kd_lightning.runs.checks import check
 from kd_lightning.runs.continued import continue_job

@@ -109,31 +109,12 @@ class MixedBatches(Sampler[Tensor]):
 
     Args:
         labelled: positions of the labelled samples; not empty.
-        unlabelled: positions of the others.
-        batch_size: samples per batch and rank, B.
-        share: share of labelled samples in a batch, in 0…1; at least one sample of each kind.
-        seed: determines the orders of all epochs.
-        rank: index of this process.
-        world_size: number of processes.
-        device: device of the index tensors; None for the CPU.
+        unlabelled: batches of the others.
+        count: number of labelled samples to add to each of them.
     """
 
-    def __init__(
-        self,
-        labelled: Tensor,
-        unlabelled: Tensor,
-        batch_size: int,
-        share: float,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | None = None,
-    ) -> None:
-        self.count = min(max(round(batch_size * share), 1), batch_size - 1)
-        rest = batch_size - self.count
-        self.unlabelled = ShuffledBatches(unlabelled, rest, seed, rank, world_size, device)
-        self.labelled = labelled
-        self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, device
+    def __init__(self, labelled: Tensor, unlabelled: ShuffledBatches, count: int) -> None:
+        self.labelled, self.unlabelled, self.count = labelled, unlabelled, count
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before each one."""
@@ -143,14 +124,15 @@ class MixedBatches(Sampler[Tensor]):
         return len(self.unlabelled)
 
     def __iter__(self) -> Iterator[Tensor]:
-        needed = len(self) * self.count * self.world_size
-        generator = torch.Generator().manual_seed(mixed(self.seed, self.unlabelled.epoch, 1))
+        others = self.unlabelled
+        needed = len(self) * self.count * others.world_size
+        # 1 at the end: not the order of the unlabelled samples
+        generator = torch.Generator().manual_seed(mixed(others.seed, others.epoch, 1))
         rounds = math.ceil(needed / len(self.labelled))
         orders = [torch.randperm(len(self.labelled), generator=generator) for _ in range(rounds)]
-        repeated = self.labelled[torch.cat(orders)[:needed][self.rank :: self.world_size]]
-        parts = repeated.to(self.device).split(self.count)
-        for some, others in zip(parts, self.unlabelled, strict=True):
-            yield torch.cat([some, others])
+        mine = self.labelled[torch.cat(orders)[:needed][others.rank :: others.world_size]]
+        for some, rest in zip(mine.to(others.device).split(self.count), others, strict=True):
+            yield torch.cat([some, rest])
 
 
 class OrderedBatches(Sampler[Tensor]):

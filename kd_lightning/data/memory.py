@@ -23,6 +23,7 @@ from kd_lightning.data.batches import (
     Split,
     TensorDataset,
 )
+from kd_lightning.data.changes import Changes
 from kd_lightning.data.types import UNLABELLED, Batch, ImageSpec, Prepared
 from kd_lightning.utils.errors import UserError
 
@@ -80,24 +81,15 @@ class InMemoryDataModule(L.LightningDataModule):
             eval_batch_size >= 1, f"data.eval_batch_size must be at least 1, got {eval_batch_size}"
         )
         _check(val_size > 0, f"data.val_size must be positive, got {val_size}")
-        _check(0 <= label_noise <= 1, f"data.label_noise must lie in 0…1, got {label_noise}")
-        _check(
-            0 < train_fraction <= 1, f"data.train_fraction must lie in 0…1, got {train_fraction}"
-        )
         _check((mean is None) == (std is None), "set both data.mean and data.std, or neither")
         _check(all(map(math.isfinite, mean or ())), f"data.mean must be finite, got {mean}")
         is_scale = std is None or all(0 < x < math.inf for x in std)
         _check(is_scale, f"data.std must be positive, got {std}")
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.split_seed, self.seed = split_seed, seed
-        self.label_noise, self.train_fraction = label_noise, train_fraction
-        _check(
-            0 <= labelled_fraction <= 1,
-            f"data.labelled_fraction must lie in 0…1, got {labelled_fraction}",
-        )
         _check(0 < labelled_share < 1, f"data.labelled_share must lie in 0…1, got {labelled_share}")
-        self.exclude_classes = tuple(exclude_classes)
-        self.labelled_fraction, self.labelled_share = labelled_fraction, labelled_share
+        self.changes = Changes(label_noise, train_fraction, exclude_classes, labelled_fraction)
+        self.labelled_share = labelled_share
         self.augment = augment or Augment()
         self.device_resident = device_resident
         self.mean, self.std = mean, std
@@ -123,7 +115,7 @@ class InMemoryDataModule(L.LightningDataModule):
         # Validation first: neither the noise nor the fraction changes which samples it has.
         val_index, train_index = self._cut(len(full.target), generator)
         num_classes = self._num_classes(full)
-        train = self._experiment(full.take(train_index), num_classes, generator)
+        train = self.changes.apply(full.take(train_index), num_classes, generator)
         self.splits = {"train": train, "val": full.take(val_index), "test": test}
         given = self.mean is not None and self.std is not None
         mean, std = (self.mean, self.std) if given else _channel_stats(train.inputs)
@@ -148,23 +140,6 @@ class InMemoryDataModule(L.LightningDataModule):
         )
         order = torch.randperm(size, generator=generator)
         return order[: int(count)], order[int(count) :]
-
-    def _experiment(self, train: Split, num_classes: int, generator: torch.Generator) -> Split:
-        """Remove classes, keep a fraction, and replace labels of the training samples."""
-        wrong = set(self.exclude_classes) - set(range(num_classes))
-        _check(not wrong, f"data.exclude_classes: no class {sorted(wrong)} in 0…{num_classes - 1}")
-        if self.exclude_classes:
-            train = train.take(~torch.isin(train.target, torch.tensor(self.exclude_classes)))
-        kept = round(len(train.target) * self.train_fraction)
-        _check(kept > 0, "no training samples are left: see data.train_fraction, exclude_classes")
-        train = train.take(torch.arange(kept))  # already in random order
-        noisy = torch.randperm(kept, generator=generator)[: round(kept * self.label_noise)]
-        # A shift from 1 on: a replaced label always differs from the true one.
-        shift = torch.randint(1, num_classes, (len(noisy),), generator=generator)
-        target = train.target.clone()
-        target[noisy] = (target[noisy] + shift) % num_classes
-        target[math.ceil(kept * self.labelled_fraction) :] = UNLABELLED
-        return train._replace(target=target)
 
     @property
     def summary(self) -> str:
@@ -256,8 +231,9 @@ class InMemoryDataModule(L.LightningDataModule):
         last = (self.seed, *self._ranks, device)
         if len(some) and len(others):
             _check(self.batch_size > 1, "data.batch_size=1 holds no labelled and another sample")
-            mixed = MixedBatches(some, others, self.batch_size, self.labelled_share, *last)
-            return _loader(data, mixed)
+            count = min(max(round(self.batch_size * self.labelled_share), 1), self.batch_size - 1)
+            rest = ShuffledBatches(others, self.batch_size - count, *last)
+            return _loader(data, MixedBatches(some, rest, count))
         drawn = len(data) if len(some) == len(data) else torch.cat([some, others])
         return _loader(data, ShuffledBatches(drawn, self.batch_size, *last))
 

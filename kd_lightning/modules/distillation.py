@@ -13,7 +13,8 @@ from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.nets.memory_format import with_channels_last
 from kd_lightning.nets.taps import Outputs, dry_run, tapped
 from kd_lightning.objective import Objective
-from kd_lightning.teachers.cache import CachedOutputs, TeacherCache, run_teacher
+from kd_lightning.teachers.cache import TeacherCache
+from kd_lightning.teachers.outputs import TeacherOutputs
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.networks import fitting
 
@@ -75,10 +76,7 @@ class DistillationModule(BaseModule):
         self.teacher = self._frozen(teacher)
         self.labels = labels
         self._check_labels()
-        self.cache = cache if cache is not None else TeacherCache(root=None)
-        self.cached: dict[str, CachedOutputs] = {}  # by split
-        self._uncached: set[str] = set()  # splits for which the cache has no room
-        self._cached_of: Any = None  # the datamodule of the cached outputs
+        self.outputs = TeacherOutputs(cache if cache is not None else TeacherCache(root=None))
         self._unbuilt: dict[str, Tensor] = {}  # loaded weights of adapters not created yet
         # The datamodule's labels are known in setup() at the earliest.
         waits = labels is None and any(t.needs_labels for t in self.objective.terms.values())
@@ -234,51 +232,36 @@ class DistillationModule(BaseModule):
         Returns:
             ``logits`` and, for training samples, the layers that terms compare.
         """
-        if split in self.cached and batch.index is not None:
-            return self.cached[split].read(batch.index, self.current_epoch)
         assert self.teacher is not None
-        return run_teacher(self.teacher, batch.inputs, self._paths(split))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Callbacks copy modules. Not the datamodule, whose trainer cannot be copied.
-        return {**super().__getstate__(), "_cached_of": None}
-
-    def _forget_cache(self) -> None:
-        self.cached, self._uncached = {}, set()
+        paths = self._paths(split)
+        return self.outputs.read(self.teacher, batch, split, self.current_epoch, paths)
 
     def on_fit_start(self) -> None:
-        # Looked up anew, which is cheap: augmentation, teacher or layers may have changed.
-        self._forget_cache()
         # Not in setup(), where Lightning has not moved the module to its device yet.
+        self.outputs.forget()
         self._fill_cache("train", "val")
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
         if self.is_thorough:  # not in each epoch of a training
-            self._forget_cache()
+            self.outputs.forget()
         self._fill_cache("val")
 
     def on_test_start(self) -> None:
         super().on_test_start()
-        self._forget_cache()
+        self.outputs.forget()
         self._fill_cache("test")
 
     def _fill_cache(self, *splits: str) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not self._cached_of:  # an index means another sample in other data
-            self._forget_cache()
-            self._cached_of = datamodule
-        prepared = getattr(datamodule, "prepared", None)
-        if prepared is None or self.teacher is None:
+        if self.teacher is None:
             return
-        for split in splits:
-            is_needed = split != "train" or self.objective.needs_teacher
-            if is_needed and split not in self.cached and split not in self._uncached:
-                device, paths = self.trainer.strategy.root_device, self._paths(split)
-                found = self.cache.outputs(self.teacher, prepared(split), device, paths)
-                self.cached |= {split: found} if found else {}
-                # Remembered, so that the cache's warning appears once and not in every epoch.
-                self._uncached |= set() if found else {split}
+        needed = [s for s in splits if s != "train" or self.objective.needs_teacher]
+        self.outputs.fill(
+            self.teacher,
+            getattr(self.trainer, "datamodule", None),
+            self.trainer.strategy.root_device,
+            {split: self._paths(split) for split in needed},
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameter groups; terms with their own learning rate are separate groups."""

@@ -23,10 +23,11 @@ from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.runs.build import build_data, build_task, make
 from kd_lightning.runs.checkpoints import load_network
 from kd_lightning.runs.directory import plain, start_anew, write_config, write_metrics
-from kd_lightning.runs.job import FINISHED, is_already_finished, prepare, recorded
+from kd_lightning.runs.job import prepare, recorded
 from kd_lightning.runs.load import untrained
 from kd_lightning.runs.processes import chosen_options, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
+from kd_lightning.runs.resumption import FINISHED, is_already_finished
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.reading import read_json
 from kd_lightning.utils.run_directory import FACTS, LINKS, METRICS, find_checkpoint

@@ -25,13 +25,16 @@ from kd_lightning.utils.run_directory import (
 FAILURE = ERROR, TRACEBACK = "error.txt", "traceback.txt"  # of a failed job of a sweep
 OVERRIDES = ".hydra/overrides.yaml"
 LOCK = ".hydra/.lock"  # hidden, because it stays: deleting it could let two processes in
+SWEEP_LOCK = ".lock"  # in the directory of a sweep
+HELD: dict[str, FileLock] = {}  # by this process: the run's, and the sweep's
 
 
-def lock(run_dir: Path, name: str = LOCK) -> FileLock | None:
-    """Keep other runs out of a run directory; two would mix their files.
+def lock(run_dir: Path, name: str = LOCK) -> None:
+    """Keep other runs out of a run directory, until this process locks another; or a sweep's.
 
-    The system releases the lock when a process ends, however it ends, so a stale lock file is no
-    obstacle. The other processes of a DDP job, for which this is None, share the first one's.
+    Two runs would mix their files. The system releases the lock when a process ends, however it
+    ends, so a stale lock file is no obstacle. The other processes of a DDP job share the first
+    one's.
 
     Args:
         run_dir: the directory.
@@ -41,7 +44,7 @@ def lock(run_dir: Path, name: str = LOCK) -> FileLock | None:
         UserError: if another process is using the directory.
     """
     if "LOCAL_RANK" in os.environ:
-        return None
+        return
     (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
     found = FileLock(run_dir / name)
     try:
@@ -51,8 +54,8 @@ def lock(run_dir: Path, name: str = LOCK) -> FileLock | None:
             f"another process is using the run directory {run_dir}: wait for it, or choose "
             "another hydra.run.dir="
         ) from error
+    HELD[name] = found
     remove_leftovers(run_dir)
-    return found
 
 
 def start_anew(run_dir: Path) -> None:

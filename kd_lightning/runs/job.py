@@ -31,7 +31,6 @@ from kd_lightning.runs.build import (
     build_task,
     build_trainer,
 )
-from kd_lightning.runs.checkpoints import describe_mismatch, read_checkpoint
 from kd_lightning.runs.directory import (
     plain,
     start_anew,
@@ -43,15 +42,14 @@ from kd_lightning.runs.naming import twin_of
 from kd_lightning.runs.processes import chosen_options, one_job, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.runs.rehearsal import rehearse
+from kd_lightning.runs.resumption import FINISHED, checkpoint_to_resume, is_already_finished
 from kd_lightning.runs.teacher import TeacherOrder, measure_teacher, publish, shapes_result
 from kd_lightning.teachers.sources import TeacherSource
-from kd_lightning.utils.errors import Interrupted, UserError
+from kd_lightning.utils.errors import Interrupted
 from kd_lightning.utils.reading import read_json
-from kd_lightning.utils.run_directory import FACTS, METRICS, find_checkpoint, finite
+from kd_lightning.utils.run_directory import FACTS, METRICS
 
 log = logging.getLogger(__name__)
-
-FINISHED = "%s is already finished: only a larger trainer.max_epochs= changes it"
 
 Finished = Callable[[Path, str], None]  # called with the run directory and the profile, or ""
 
@@ -132,19 +130,6 @@ class Recorder(L.Callback):
         write_config(Path(self.cfg.run_dir), self.cfg, own_overrides(self.cfg))
         write_facts(Path(self.cfg.run_dir), self.record)
         self.is_written = True
-
-
-def is_already_finished(cfg: DictConfig) -> bool:
-    """Whether a resumed run has its figures and no epochs are left to train."""
-    file, facts_file = Path(cfg.run_dir) / METRICS, Path(cfg.run_dir) / FACTS
-    if not cfg.resume or not file.is_file():
-        return False
-    most, limits = cfg.trainer.max_epochs, ("max_epochs", "max_steps", "max_time")
-    before = read_json(facts_file).get("settings", {}) if facts_file.is_file() else {}
-    # With equal limits it ended as it was told to, perhaps early.
-    if before and all(before.get(f"trainer.{k}") == cfg.trainer.get(k) for k in limits):
-        return True
-    return most is not None and 0 <= most <= (finite(read_json(file).get("epochs")) or 0)
 
 
 def prepare(
@@ -279,46 +264,6 @@ def finish(
     log_outcome(trainer.loggers, choices, metrics, steps, first=record["overrides"])
     # Last, because the presence of metrics.json marks the run as finished.
     write_metrics(Path(cfg.run_dir), metrics)
-
-
-def checkpoint_to_resume(cfg: DictConfig, module: BaseModule, optimizers: list[str]) -> Path | None:
-    """Return the checkpoint to resume from, or None if no epoch had ended.
-
-    Args:
-        cfg: configuration of the resumed run.
-        module: its module.
-        optimizers: classes of its optimizers; empty if they are not known yet.
-
-    Raises:
-        UserError: if the checkpoint is of another network, optimizer or data, or no checkpoint
-            of a training.
-    """
-    if not cfg.resume:
-        return None
-    path = find_checkpoint(cfg.resume, "last")
-    if Path(cfg.resume).is_dir() and not path.is_file():
-        log.info("no epoch had ended in %s: starting at the beginning", cfg.resume)
-        return None
-    # Checked here, before a teacher is trained and with a message of one line; Lightning would
-    # list every differing key, or fail in the first step.
-    checkpoint = read_checkpoint(path)
-    states = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
-    if lost := [k for k in states if k not in checkpoint]:
-        raise UserError(f"resume={path} is no checkpoint of a training: it has no {lost[0]}")
-    if not isinstance(checkpoint["epoch"], int):
-        raise UserError(f"resume={path} is damaged: its epoch is {checkpoint['epoch']!r}")
-    if difference := describe_mismatch(module.state_dict(), checkpoint["state_dict"]):
-        raise UserError(f"resume={path} belongs to another network: {difference}")
-    before = checkpoint.get("optimizers", optimizers)
-    if optimizers and before != optimizers:
-        raise UserError(
-            f"resume={path} was trained with {', '.join(before)}, not with "
-            f"{', '.join(optimizers)}: resume with the same optimizer="
-        )
-    spec = module.task.spec
-    if spec is not None and checkpoint.get("spec", spec.plain()) != spec.plain():
-        raise UserError(f"resume={path} was trained on other data: resume with the same data=")
-    return path
 
 
 def _watch(profiler: Profiler, teacher: Any) -> None:

@@ -170,7 +170,7 @@ def measure_teacher(
     prepared: Any = getattr(data, "prepared", None)
     if module.teacher is None or prepared is None:
         return {}
-    cached = module.cache.outputs(module.teacher, prepared("val"), device)
+    cached = module.outputs.cache.outputs(module.teacher, prepared("val"), device)
     if cached is None:
         return {}
     evaluation, classes = None, 0

@@ -10,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from kd_lightning.cli.launch import CONF, arranged
+from kd_lightning.cli.command_line import arranged
+from kd_lightning.cli.paths import CONF
 from kd_lightning.runs.naming import keep_name
 from kd_lightning.utils.errors import UserError
 

@@ -17,7 +17,7 @@ from killer import Killer
 from sklearn.datasets import load_digits
 from spy import Resources
 
-from kd_lightning.cli.launch import arranged
+from kd_lightning.cli.command_line import arranged
 from kd_lightning.runs.checkpoints import read_checkpoint
 from kd_lightning.utils.errors import UserError
 

@@ -209,27 +209,27 @@ def test_cache_is_filled_for_each_stage_of_the_datamodule(
 ) -> None:
     term = Pairwise(correlation_congruence, "embedding", student="layers.1", teacher="1")
     module = make(objective=Objective(transfer={"cc": term}))
-    assert module.cached == {}
+    assert module.outputs.cached == {}
     run = trainer(max_epochs=1)
     run.fit(module, data)
-    assert module.cached.keys() == {"train", "val"}
-    assert module.cached["train"].tables.keys() == {"logits", "1"}
-    assert module.cached["val"].tables.keys() == {"logits"}
-    trained = dict(module.cached)
+    assert module.outputs.cached.keys() == {"train", "val"}
+    assert module.outputs.cached["train"].tables.keys() == {"logits", "1"}
+    assert module.outputs.cached["val"].tables.keys() == {"logits"}
+    trained = dict(module.outputs.cached)
     run.test(module, data, verbose=False)
-    assert module.cached.keys() == {"test"}  # looked up anew, in case the teacher has changed
-    module.cached |= trained
-    sizes = {split: cached.tables["logits"].shape for split, cached in module.cached.items()}
+    tested = module.outputs.cached
+    assert tested.keys() == {"test"}  # looked up anew, in case the teacher has changed
+    sizes = {k: cached.tables["logits"].shape for k, cached in {**tested, **trained}.items()}
     assert sizes == {split: (1, len(data.splits[split].target), 10) for split in sizes}
 
 
 def test_other_datamodule_gets_tables_of_its_own(data: DigitsDataModule, make: Make) -> None:
     module, run = make(), trainer(max_epochs=1)
     run.fit(module, data)
-    first = module.cached["val"]
+    first = module.outputs.cached["val"]
     other = DigitsDataModule(batch_size=32, train_fraction=0.2, split_seed=1)
     run.validate(module, other, verbose=False)
-    second = module.cached["val"]
+    second = module.outputs.cached["val"]
     assert not torch.equal(first.tables["logits"], second.tables["logits"])
     inputs = torch.cat([x for *_, x in other.prepared("val").batches(torch.device("cpu"))])
     torch.testing.assert_close(second.tables["logits"][0], module.teacher(inputs))
@@ -265,11 +265,11 @@ def test_batches_without_index_run_the_teacher_in_every_step(data: DigitsDataMod
     module = DistillationModule(MLP((1, 28, 28), 10), frozen)
     run = trainer(max_epochs=2)
     run.fit(module, plain)
-    assert module.cached == {}
+    assert module.outputs.cached == {}
     assert len(calls) == 2 * (len(plain.train_dataloader()) + len(plain.val_dataloader()))
     (live,) = run.test(module, plain, verbose=False)
     (cached,) = run.test(module, data, verbose=False)
-    assert module.cached.keys() == {"test"}
+    assert module.outputs.cached.keys() == {"test"}
     assert live == pytest.approx(cached, rel=1e-5)
 
 
@@ -394,3 +394,4 @@ def test_module_can_be_copied_after_training(data: DigitsDataModule, make: Make)
     finally:
         del data.unpickled
     assert same_weights(copied.state_dict(), module.state_dict())
+    assert copied.outputs.cache is module.outputs.cache  # which may hold gigabytes

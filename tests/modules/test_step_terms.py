@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kd_lightning.modules.base import StepTerms
+from kd_lightning.modules.step_terms import StepTerms
 
 
 def test_step_terms_are_means_since_the_last_flush() -> None:

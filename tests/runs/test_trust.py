@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 
 from kd_lightning import load_run
-from kd_lightning.cli.launch import arranged
+from kd_lightning.cli.command_line import arranged
 from kd_lightning.data.types import ImageSpec
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.runs.teacher import TeacherOrder

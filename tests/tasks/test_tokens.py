@@ -97,7 +97,7 @@ def test_training_from_the_cache_equals_training_with_the_live_teacher(
         module = module_of(method, cache)
         trainer_of().fit(module, TokenData())
         weights.append({k: v.clone() for k, v in module.student.state_dict().items()})
-        assert set(module.cached) == ({"train", "val"} if cache.root else set())
+        assert set(module.outputs.cached) == ({"train", "val"} if cache.root else set())
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 

@@ -102,7 +102,7 @@ def feature_terms() -> dict[str, nn.Module]:
 def test_cached_equals_live_with_shuffling_and_augmentation(data, teacher, tmp_path, terms) -> None:
     module = student_of(data, teacher, Comparing, terms(), cache=TeacherCache(str(tmp_path)))
     trainer = fit(module, data)
-    tables = module.cached["train"].tables
+    tables = module.outputs.cached["train"].tables
     assert tables.keys() == {"logits", *module.objective.teacher_paths}
     assert {len(table) for table in tables.values()} == {2}  # views
     assert module.compared == trainer.global_step > 0
@@ -264,7 +264,7 @@ def test_teacher_runs_in_every_step_without_room(
     teacher.register_forward_hook(lambda _, args, output: calls.append(len(args[0])))
     with caplog.at_level(logging.WARNING):
         trainer = fit(module, data)
-    assert module.cached == {}
+    assert module.outputs.cached == {}
     train, val = (len(data.splits[split].target) for split in ("train", "val"))
     sized = 2 if max_bytes else 0  # one sample a split; a cache that is off needs no size
     assert sum(calls) == 3 * (train + val) + sized

@@ -1,0 +1,68 @@
+"""The command line as the user types it, arranged for Hydra."""
+
+import os
+
+from omegaconf import OmegaConf
+
+from kd_lightning.cli.consent import state_trust
+from kd_lightning.cli.paths import CONF, with_quoted_path
+from kd_lightning.cli.resume import resumed
+from kd_lightning.runs.load import add_to_path
+from kd_lightning.runs.networks import added
+from kd_lightning.runs.processes import RESUME, config_dirs
+
+TAKE_A_VALUE = {  # Hydra's flags that are followed by a value
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--experimental-rerun"),
+}
+
+
+def find_plugins() -> None:
+    """Make code in the folders named by ``--config-dir`` importable, for user plugins."""
+    add_to_path(config_dirs())
+
+
+def arranged(argv: list[str]) -> list[str]:
+    """Return the command line for Hydra: flags first, and the overrides of what is resumed.
+
+    Raises:
+        UserError: if there is no run or sweep in the directory of ``resume=``.
+    """
+    # Hydra's parser accepts ``key=value`` arguments in one contiguous block only.
+    flags, words = _flags_and_words(argv[1:])
+    given = [word.removeprefix(RESUME) for word in words if word.startswith(RESUME)]
+    if "LOCAL_RANK" in os.environ:
+        return [argv[0], *flags, *words]
+    words = [with_quoted_path(added(word)) for word in state_trust(words)]
+    if not given or given[-1] in ("", "null"):
+        return [argv[0], *flags, *_compared(words)]
+    return [argv[0], *resumed(given[-1], flags, words)]
+
+
+def _compared(words: list[str]) -> list[str]:
+    """Let ``method=`` beside an experiment that compares methods replace the last of them.
+
+    Otherwise ``experiment=compare method=dkd`` would run dkd alone and compare nothing.
+    """
+    experiment = next((w.partition("=")[2] for w in words if w.startswith("experiment=")), "")
+    file = CONF / "experiment" / f"{experiment}.yaml"
+    typed = [word for word in words if word.startswith("method=")]
+    is_single = "hydra.mode=RUN" in words or any("(" in word for word in typed)
+    if not typed or not file.is_file() or is_single:
+        return words
+    methods = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.method")
+    if methods is None:
+        return words
+    *others, _ = methods.split(",")
+    own = [name for name in typed[-1].partition("=")[2].split(",") if name not in others]
+    kept = [word for word in words if word not in typed]
+    return [*kept, f"method={','.join([*others, *own])}"]
+
+
+def _flags_and_words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    flags: list[str] = []
+    words: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_flag = argument.startswith("-") or before in TAKE_A_VALUE
+        (flags if is_flag else words).append(argument)
+    return flags, words
