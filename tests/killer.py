@@ -1,4 +1,4 @@
-"""Kills a running command, for tests of what is left afterwards."""
+"""Ends a running command by a signal, for tests of what it says and leaves."""
 
 import os
 import signal
@@ -17,9 +17,15 @@ class Killer:
         self.environment = {**environment, "PYTHONPATH": str(ROOT / "tests")}
 
     def __call__(self, *arguments: str, when: Callable[[], bool]) -> None:
-        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        code, stderr = self.send(signal.SIGKILL, *arguments, when=when)
+        assert code == -signal.SIGKILL, stderr
+
+    def send(
+        self, number: signal.Signals, *arguments: str, when: Callable[[], bool]
+    ) -> tuple[int, str]:
+        """Send another signal instead, and return the exit code and stderr."""
         process = subprocess.Popen(
-            command,
+            [sys.executable, str(ROOT / "train.py"), *arguments],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -29,6 +35,7 @@ class Killer:
         )
         while process.poll() is None and not when():
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        _, stderr = process.communicate()
-        assert process.returncode == -signal.SIGKILL, stderr
+        # As a terminal does, to the children, too.
+        os.killpg(process.pid, number)
+        _, stderr = process.communicate(timeout=120)
+        return process.returncode, stderr

@@ -73,6 +73,13 @@ def as_batch(batch: Any) -> Batch:
     )
 
 
+LARGEST = 2**31  # of the numbers in a specification; NaN is refused, too
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (None,)  # None is no number
+
+
 # Plain numbers instead of tensors, since checkpoints and hashes contain the specification.
 class ImageSpec(NamedTuple):
     """Specification of images, from which networks are built and inputs normalised.
@@ -109,12 +116,16 @@ class ImageSpec(NamedTuple):
         Raises:
             UserError: if they are no such values.
         """
-        if not isinstance(values, Mapping) or set(values) != set(cls._fields):
-            raise UserError(f"{values!r} is no specification of images: see ImageSpec.plain()")
-        as_tuples: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**as_tuples)
+        if isinstance(values, Mapping) and set(values) == set(cls._fields):
+            as_tuples: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+            }
+            spec = cls(**as_tuples)
+            numbers = [spec.num_classes, *_items(spec.input_shape)]
+            numbers += [*_items(spec.mean), *_items(spec.std)]
+            if all(isinstance(n, int | float) and abs(n) < LARGEST for n in numbers):
+                return spec
+        raise UserError(f"{values!r:.200} is no specification of images: see ImageSpec.plain()")
 
 
 # A protocol, so specifications of other kinds of data need not derive from ImageSpec.

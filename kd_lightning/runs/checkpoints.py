@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
+from kd_lightning.data.types import ImageSpec
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_atomically
 
@@ -80,6 +81,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def recorded_spec(path: str | Path, plain: Any) -> ImageSpec:
+    """Return the specification of the data that a checkpoint records.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        return ImageSpec.from_plain(plain)
+    except UserError as error:
+        raise UserError(f"{path} does not describe the data of its network: {error}") from error
 
 
 def network_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def check(cfg: DictConfig) -> None:
     if missing := [section for section in CREATED if section not in cfg]:
         raise UserError(f"the section {missing[0]} is missing: choose an option of {missing[0]}=")
     # First, because other settings repeat these.
-    check_seed("seed", cfg.seed)
+    _check_seed(cfg.seed)
     if not isinstance(cfg.teacher_store, str):
         raise UserError(f"teacher_store must be a folder, got {_text(cfg.teacher_store)}")
     for section in CREATED:
@@ -86,14 +86,10 @@ def _check_root(config: Mapping[str, Any]) -> None:
             _check_monitor(f"callbacks.{name}.monitor", given, is_known)
 
 
-def check_seed(name: str, seed: Any) -> None:
-    """Check that a seed is one that all random number generators take.
-
-    Raises:
-        UserError: if it is not.
-    """
+def _check_seed(seed: Any) -> None:
+    """Check that all random number generators take a seed."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST:
-        raise UserError(f"{name} must be a whole number in 0…{MOST}, got {_text(seed)}")
+        raise UserError(f"seed must be a whole number in 0…{MOST}, got {_text(seed)}")
 
 
 def _text(value: Any) -> str:

@@ -79,12 +79,12 @@ class Job:
             data = build_data(cfg)
         module, source, order = prepare(cfg, data, self)
         trainer = build_trainer(cfg, profiler)
-        if trainer.is_global_zero and "LOCAL_RANK" not in os.environ:
-            announce(cfg, data, module, source, order)
-        checkpoint = checkpoint_to_resume(cfg, module, rehearse(module))
         record = facts_of(cfg, module, source, "", trainer.world_size)
         if (twin := twin_of(record, Path(cfg.run_dir))) is not None:
             return record_twin(cfg, twin)
+        if "LOCAL_RANK" not in os.environ:
+            announce(cfg, data, module, source, order)
+        checkpoint = checkpoint_to_resume(cfg, module, rehearse(module))
         with profiler.profile("find_teacher"):
             teacher = find_weights(module, source, order)
             if isinstance(module, DistillationModule) and module.teacher is not None:

@@ -22,6 +22,7 @@ from kd_lightning.runs.checkpoints import (
     load_network,
     network_state,
     read_checkpoint,
+    recorded_spec,
 )
 from kd_lightning.runs.processes import typed_dirs
 from kd_lightning.runs.recorded import read_config
@@ -161,7 +162,7 @@ def load_run(path: str | Path, checkpoint: str = "best", *, trust: bool = False)
     if not {"network", "spec"} <= content.keys():
         raise UserError(f"{checkpoint_file} does not say which network it holds for what data")
     # From the checkpoint, not the data: a run can be loaded on a machine without its data.
-    name, spec = content["network"], _spec(checkpoint_file, content["spec"])
+    name, spec = content["network"], recorded_spec(checkpoint_file, content["spec"])
     described = _description(config, config_file, name)
     if trust:
         add_to_path(recorded_dirs(path))
@@ -198,18 +199,6 @@ def recorded_dirs(run_dir: Path) -> list[str]:
 def add_to_path(folders: Sequence[str]) -> None:
     """Make the code in folders importable, after all other code."""
     sys.path += [folder for folder in folders if folder not in sys.path]
-
-
-def _spec(file: Path, plain: Any) -> ImageSpec:
-    """Return the specification of the data in a checkpoint."""
-    try:
-        spec = ImageSpec.from_plain(plain)
-        numbers = [*spec.input_shape, spec.num_classes, *spec.mean, *spec.std]
-        if all(isinstance(n, int | float) and 0 <= abs(n) < 2**31 for n in numbers):
-            return spec
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{file} does not describe the data of its network") from error
-    raise UserError(f"{file} does not describe the data of its network")
 
 
 def _description(config: DictConfig, file: Path, name: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from kd_lightning.metrics.figures import show
 from kd_lightning.modules import DistillationModule
 from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.runs.build import build_data
-from kd_lightning.runs.checkpoints import load_network, read_checkpoint
+from kd_lightning.runs.checkpoints import load_network, read_checkpoint, recorded_spec
 from kd_lightning.runs.checks import check
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.load import load_run, untrained
@@ -144,10 +144,7 @@ class TeacherOrder:
         spec = self.spec
         if found is None or not isinstance(spec, ImageSpec):
             return  # a plain state dict has no specification
-        try:
-            there = ImageSpec.from_plain(found)
-        except UserError as error:
-            raise UserError(f"teacher_ckpt={where}: {error}") from error
+        there = recorded_spec(where, found)
         one, other = (torch.tensor([*s.mean, *s.std]) for s in (there, spec))
         if one.shape != other.shape or (one - other).abs().max() > SAME_SCALE:
             log.warning(

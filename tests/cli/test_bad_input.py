@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Command, read_facts, read_metrics, same_weights
+from conftest import Command, RunsCode, read_facts, read_metrics, same_weights
 
 from kd_lightning import load_run
 from kd_lightning.runs.checkpoints import read_checkpoint
@@ -115,16 +115,6 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     },
 }
 GOOD = str(len(CASES))  # the last job, with nothing wrong
-
-
-class RunsCode:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, Command, read_metrics
+from killer import Killer
 
 pytestmark = pytest.mark.slow
 
@@ -87,20 +88,9 @@ def test_a_directory_in_use_is_refused_and_left_alone(
 def test_ctrl_c_says_how_to_resume(environment: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*QUICK, "trainer.max_epochs=500", f"hydra.run.dir={folder}"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (folder / "checkpoints" / "last.ckpt").is_file():
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    trained = (folder / "checkpoints" / "last.ckpt").is_file
+    code, said = Killer(environment).send(signal.SIGINT, *words, when=trained)
+    assert code == 130
     (line,) = [line for line in said.splitlines() if "resume" in line]
     assert re.fullmatch(rf"interrupted in epoch \d+; resume with: .* resume={folder}", line)
 

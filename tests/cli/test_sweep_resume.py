@@ -4,9 +4,6 @@ import csv
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -169,21 +166,10 @@ def test_interrupted_sweep_of_chains_says_how_to_resume(
 ) -> None:
     chain = ("experiment=self_distillation", "chain.generations=2", *QUICK, *TEACHER)
     words = ["-m", *chain, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     links = tmp_path / "0" / "links"
-    while not (links / "1" / "checkpoints" / "last.ckpt").is_file():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143
+    begun = (links / "1" / "checkpoints" / "last.ckpt").is_file
+    code, said = Killer(environment).send(signal.SIGTERM, *words, when=begun)
+    assert code == 143
     assert f"resume with: python train.py resume={tmp_path}" in said
     before = files_in(links / "0")
     done = command(f"resume={tmp_path}")

@@ -10,18 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import RunsCode
 
 RUNNING = ("optimizer", "data", "net", "method")  # copies of the run, for each test that resumes it
-
-
-class RunsCode:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
 
 
 def make_files(folder: Path, run: Path) -> None:

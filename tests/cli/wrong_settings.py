@@ -396,7 +396,7 @@ CASES: dict[str, tuple[str, str]] = {
     ),
     "t_spec": (
         "teacher_ckpt=DIR/spec.ckpt",
-        "teacher_ckpt=DIR/spec.ckpt: {'shape': 'x'} is no specification of images: see",
+        "DIR/spec.ckpt does not describe the data of its network: {'shape': 'x'} is no",
     ),
     "t_empty": (
         "teacher_ckpt=DIR/empty.ckpt",

@@ -7,6 +7,7 @@ from urllib.parse import urlparse
 
 import pytest
 import torch
+from conftest import RunsCode
 from torch import nn
 from torchvision import models
 
@@ -191,16 +192,6 @@ def test_truncated_weights_are_rejected(kept: Path, length: int) -> None:
     file = file_of(SMALL, kept)
     file.write_bytes(file.read_bytes()[:length])
     assert "could not be downloaded or read" in rejection(CIFAR, 10, name=SMALL, weights="DEFAULT")
-
-
-class RunsCode:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
 
 
 def test_a_pickle_in_place_of_weights_runs_no_code(kept: Path, tmp_path: Path) -> None:
