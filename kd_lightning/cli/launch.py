@@ -109,4 +109,6 @@ def _make_folder(path: str) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(f"no permission to write in {path}")
     except OSError as error:
+        if explain(error) is not None:  # a full disk, for which there is advice
+            raise
         fail(f"the run directory cannot be written ({error}); see hydra.run.dir=")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_metrics
+from omegaconf import OmegaConf
 
 from kd_lightning.cli.explain import explain
+from kd_lightning.cli.launch import Launch
 
 TINY = ("model=teacher", "data=digits", "data.train_fraction=0.2", "trainer.max_epochs=2")
 
@@ -87,3 +89,15 @@ def test_cause_is_explained_and_permissions_of_no_file_are_not() -> None:
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert explain(wrapped) == "the disk is full"
     assert explain(PermissionError(errno.EACCES, "of a socket")) is None
+
+
+def test_run_directory_that_cannot_be_made_is_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    config = OmegaConf.create({"hydra": {"run": {"dir": str(tmp_path / "run")}}})
+    with pytest.raises(SystemExit, match="error: the disk is full; once that is mended, start"):
+        Launch().on_run_start(config)
