@@ -50,7 +50,7 @@ OUTSIDE = {
     "metrics": TORCH,
     "tasks": TORCH,
     "nets": {"torch", "torchvision"},
-    "utils": {"torch"},
+    "utils": {"torch", "rich"},
     "report": {"jinja2", "markupsafe", "matplotlib", "numpy", "scipy"},
 }
 CONFIGURED = {"cli", "runs"}
@@ -110,7 +110,7 @@ def test_every_part_has_a_rule_and_every_rule_a_part() -> None:
         ("data", "import omegaconf"),
         ("modules", "from hydra.utils import instantiate"),
         ("modules", "from kd_lightning.losses.response import soft_targets"),
-        ("tasks", "from kd_lightning.data.memory import InMemoryDataModule"),
+        ("tasks", "from kd_lightning.data.images import ImageDataModule"),
         ("callbacks", "if True:\n    import hydra.core"),
         ("report", "import torch.nn"),
         ("report", "from kd_lightning.metrics.evaluation import Evaluation"),

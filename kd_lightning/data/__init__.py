@@ -1,1 +1,1 @@
-"""Data sets, each a LightningDataModule that holds its samples in memory."""
+"""Data sets, each a LightningDataModule."""

@@ -1,4 +1,7 @@
-"""A user's own images: one ``.npz`` archive with x_train, y_train, x_test and y_test."""
+"""A user's own images: one ``.npz`` archive with x_train, y_train, x_test and y_test.
+
+Optionally it has x_unlabelled, more training images.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,22 +10,24 @@ from zipfile import is_zipfile
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kd_lightning.data.batches import Split
-from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.data.images import ImageDataModule
 from kd_lightning.utils.errors import UserError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+UNLABELLED_IMAGES = "x_unlabelled"
 
 
-class ArraysDataModule(InMemoryDataModule):
+class ArraysDataModule(ImageDataModule):
     """Images and labels from a NumPy archive.
 
     Args:
         path: the archive. Images have shape N×H×W (grey), N×H×W×C or N×C×H×W with C = 1 or 3
             and are uint8, or floats in 0…1, which are rounded to 256 levels. Labels have
-            shape N and are integers starting at 0.
-        **settings: see :class:`~kd_lightning.data.memory.InMemoryDataModule`.
+            shape N and are integers starting at 0. ``x_unlabelled`` is optional.
+        **settings: see :class:`~kd_lightning.data.images.ImageDataModule`.
 
     Raises:
         UserError: if the file is missing or damaged, or an array is missing or has the wrong
@@ -35,6 +40,7 @@ class ArraysDataModule(InMemoryDataModule):
 
     def load(self) -> tuple[Split, Split]:
         arrays = self._arrays()
+        self._others = self._images(arrays, "unlabelled") if UNLABELLED_IMAGES in arrays else None
         train, test = (self._split(arrays, part) for part in ("train", "test"))
         if train.inputs.shape[1:] != test.inputs.shape[1:]:
             raise UserError(
@@ -60,6 +66,9 @@ class ArraysDataModule(InMemoryDataModule):
             )
         return train, test
 
+    def load_unlabelled(self) -> Tensor | None:
+        return self._others
+
     def _arrays(self) -> dict[str, np.ndarray]:
         if not self.path.exists():
             raise UserError(f"data.path: there is no file {self.path}")
@@ -78,7 +87,7 @@ class ArraysDataModule(InMemoryDataModule):
                     raise UserError(
                         f"{self.path} has no {', '.join(missing)}; it needs {', '.join(KEYS)}"
                     )
-                return {k: archive[k] for k in KEYS}
+                return {k: archive[k] for k in (*KEYS, UNLABELLED_IMAGES) if k in archive}
         except UserError:
             raise
         except Exception as error:  # zipfile, zlib and NumPy each raise their own for damage
@@ -87,7 +96,7 @@ class ArraysDataModule(InMemoryDataModule):
     def _split(self, arrays: Mapping[str, np.ndarray], part: str) -> Split:
         """Check one part, ``train`` or ``test``, and convert it to tensors."""
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        images = torch.from_numpy(self._channels_first(self._bytes(x, part), part))
+        images = self._images(arrays, part)
         # float labels are refused, not rounded: 0.5 is a mistake and 1.0 may be a soft label
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
             raise UserError(
@@ -102,6 +111,10 @@ class ArraysDataModule(InMemoryDataModule):
         if y.min() < 0:
             raise UserError(f"{self.path}: y_{part} contains label {y.min()}; labels start at 0")
         return Split(images, torch.from_numpy(y.astype(np.int64)))
+
+    def _images(self, arrays: Mapping[str, np.ndarray], part: str) -> Tensor:
+        """Return the images of one part, N×C×H×W uint8."""
+        return torch.from_numpy(self._channels_first(self._bytes(arrays[f"x_{part}"], part), part))
 
     def _bytes(self, x: np.ndarray, part: str) -> np.ndarray:
         if x.dtype == np.uint8:

@@ -82,18 +82,23 @@ class Augment:
         settings = {k: v for k, v in vars(self).items() if k != "views"}
         return f"{type(self).__module__}.{type(self).__qualname__}({settings})"
 
-    def __call__(self, x: Tensor, index: Tensor, epoch: int) -> Tensor:
+    def __call__(self, x: Tensor, index: Tensor, epoch: int, size: int | None = None) -> Tensor:
         """Return the version of each image that belongs to an epoch.
 
         Args:
-            x: images, B×C×H×W, of any type.
+            x: images, B×C×H×W uint8.
             index: position of each in its split, B, int64.
             epoch: number of the epoch, from 0.
+            size: side of the images that the networks see; by default, all of each image. Larger
+                images are cropped afterwards.
 
         Returns:
-            B×C×H×W, of the same type.
+            B×C×H×W uint8, or B×C×size×size.
         """
-        view = epoch % self.views if self.views else epoch
+        return self.view(x, index, epoch % self.views if self.views else epoch, size)
+
+    def view(self, x: Tensor, index: Tensor, view: int, size: int | None) -> Tensor:
+        """Return one version of each image; the arguments are those of a call."""
         if self.flip:
             mirrored = draw(self.seed, view, index, stream=0, choices=2).bool()
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)

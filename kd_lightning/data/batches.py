@@ -1,4 +1,4 @@
-"""Splits of samples in memory, the order of their batches, and their normalisation."""
+"""Splits of samples, the order of their batches, and their normalisation."""
 
 import math
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from kd_lightning.data.stored import StoredImages
 from kd_lightning.data.types import Batch, ImageSpec
 from kd_lightning.utils.hashing import mixed
 
@@ -16,16 +17,19 @@ class Split(NamedTuple):
     """Samples of one split.
 
     Attributes:
-        inputs: N×C×H×W, uint8.
+        inputs: N×C×H×W, uint8, in memory or on disk.
         target: class of each sample, N, int64.
     """
 
-    inputs: Tensor
+    inputs: Tensor | StoredImages
     target: Tensor
 
     def take(self, index: Tensor) -> "Split":
         """Return the samples at ``index``, in that order."""
-        return Split(self.inputs[index], self.target[index])
+        x = self.inputs
+        # Images on disk are chosen, not read.
+        chosen = x.take(index) if isinstance(x, StoredImages) else x[index]
+        return Split(chosen, self.target[index])
 
     def to(self, device: torch.device) -> "Split":
         """Return the samples on a device."""

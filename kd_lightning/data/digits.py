@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from kd_lightning.data.batches import Split
-from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.data.images import ImageDataModule
 
 
-class DigitsDataModule(InMemoryDataModule):
+class DigitsDataModule(ImageDataModule):
     """The digits, resized to 28×28; the last 360 are the test set.
 
-    Arguments are those of :class:`~kd_lightning.data.memory.InMemoryDataModule`.
+    Arguments are those of :class:`~kd_lightning.data.images.ImageDataModule`.
     """
 
     remark = "those for testing are by other writers, and harder"

@@ -6,18 +6,18 @@ from urllib.error import URLError
 
 from filelock import FileLock
 
-from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.data.images import ImageDataModule
 from kd_lightning.utils.errors import UserError
 
 
-class PublishedDataModule(InMemoryDataModule):
+class PublishedDataModule(ImageDataModule):
     """Base class of data sets that torchvision can download.
 
     Subclasses define ``source``, torchvision's class, and :meth:`is_there`.
 
     Args:
         root: folder of the files; missing files are downloaded into it.
-        **settings: see :class:`~kd_lightning.data.memory.InMemoryDataModule`.
+        **settings: see :class:`~kd_lightning.data.images.ImageDataModule`.
 
     Raises:
         UserError: if the files are missing and cannot be downloaded, or are damaged.

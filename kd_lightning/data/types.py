@@ -80,6 +80,11 @@ def _items(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (None,)  # None is no number
 
 
+def _are_names(value: Any, count: int) -> bool:
+    several = value if isinstance(value, tuple) else (None,)
+    return len(several) in (0, count) and all(isinstance(name, str) for name in several)
+
+
 # Plain numbers instead of tensors, since checkpoints and hashes contain the specification.
 class ImageSpec(NamedTuple):
     """Specification of images, from which networks are built and inputs normalised.
@@ -89,12 +94,14 @@ class ImageSpec(NamedTuple):
         num_classes: number of classes.
         mean: mean of each channel after scaling to 0…1.
         std: standard deviation of each channel after scaling to 0…1.
+        class_names: name of each class; empty if the classes are numbers.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
 
     @property
     def network_arguments(self) -> tuple[Any, ...]:
@@ -107,7 +114,8 @@ class ImageSpec(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """Return the values as lists and numbers, for checkpoints and configurations."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in self._asdict().items()}
+        found = {k: list(v) if isinstance(v, tuple) else v for k, v in self._asdict().items()}
+        return {k: v for k, v in found.items() if k != "class_names" or v}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
@@ -116,14 +124,16 @@ class ImageSpec(NamedTuple):
         Raises:
             UserError: if they are no such values.
         """
-        if isinstance(values, Mapping) and set(values) == set(cls._fields):
+        required = {*cls._fields} - {*cls._field_defaults}
+        if isinstance(values, Mapping) and required <= {*values} <= {*cls._fields}:
             as_tuples: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
             }
             spec = cls(**as_tuples)
             numbers = [spec.num_classes, *_items(spec.input_shape)]
             numbers += [*_items(spec.mean), *_items(spec.std)]
-            if all(isinstance(n, int | float) and abs(n) < LARGEST for n in numbers):
+            are_numbers = all(isinstance(n, int | float) and abs(n) < LARGEST for n in numbers)
+            if are_numbers and _are_names(spec.class_names, spec.num_classes):
                 return spec
         raise UserError(f"{values!r:.200} is no specification of images: see ImageSpec.plain()")
 
@@ -176,7 +186,8 @@ class Offers(Protocol):
     - ``spec``: builds networks from the command line, and converts inputs back to images.
     - ``labels``: class of each training sample, N, for terms such as CRD.
     - ``prepared(split)``: the split ``train``, ``val`` or ``test`` as networks see it; together
-      with ``index`` in each batch, it enables the cache of the teacher's outputs.
+      with ``index`` in each batch, it enables the cache of the teacher's outputs. With
+      ``augmented=False`` it is the one view without augmentation, for linear probes.
     - ``fingerprint``: hash of the training and validation data, for the store of teachers.
     """
 
@@ -191,4 +202,4 @@ class Offers(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def prepared(self, split: str) -> Prepared: ...
+    def prepared(self, split: str, augmented: bool = True) -> Prepared: ...

@@ -12,7 +12,6 @@ matching"), arXiv 2106.05237.
 import hashlib
 import logging
 import math
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,12 @@ from kd_lightning.utils.divergence import kl_divergence
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.hashing import sources
 from kd_lightning.utils.networks import Inputs, apply, fitting
+from kd_lightning.utils.progress import progress
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # version of the files, a part of their key: files of other versions are not read
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-PAUSE = 10.0  # seconds between two lines of progress
 # Tables of up to this many bytes are copied to the student's device at the first read. Copying
 # the rows of each batch instead would synchronise the GPU in every step.
 ON_DEVICE = 2**30
@@ -198,28 +197,23 @@ class TeacherCache:
         self, teacher: nn.Module, inputs: Prepared, device: torch.device, wanted: list[str]
     ) -> dict[str, Tables]:
         views = f" in {inputs.views} views" if inputs.views > 1 else ""
-        log.info("Computing teacher outputs for %s samples%s", f"{inputs.size:,}", views)
+        what = f"Computing teacher outputs for {inputs.size:,} samples{views}"
         tables: dict[str, Tables] = {name: {} for name in wanted}
         paths = [name for name in wanted if name != "logits"]
         worst, classes = dict.fromkeys(wanted, 0.0), 0
-        done, said = 0, time.monotonic()
-        for view, index, batch in inputs.batches(device):
-            done += len(index)
-            if time.monotonic() > said + PAUSE:
-                log.info("%s of %s", f"{done:,}", f"{inputs.size * inputs.views:,}")
-                said = time.monotonic()
-            exact = run_teacher(teacher, batch, paths)
-            stored = self._compact(exact)
-            classes = exact["logits"].shape[-1]
-            again = restore(stored, classes)
-            for name in wanted:
-                worst[name] = max(worst[name], _largest_error(name, exact[name], again[name]))
-            for name, rows in stored.items():
-                output = name if name in paths else "logits"  # with top_k, logits take 3 tables
-                if output in tables:
-                    shape = (inputs.views, inputs.size, *rows.shape[1:])
-                    table = tables[output].setdefault(name, torch.empty(shape, dtype=rows.dtype))
-                    table[view, index.cpu()] = rows.cpu()
+        with progress(what, inputs.size * inputs.views) as advance:
+            for view, index, batch in inputs.batches(device):
+                exact = run_teacher(teacher, batch, paths)
+                stored = self._compact(exact)
+                classes = exact["logits"].shape[-1]
+                again = restore(stored, classes)
+                for name in wanted:
+                    worst[name] = max(worst[name], _largest_error(name, exact[name], again[name]))
+                for name, rows in stored.items():
+                    output = name if name in paths else "logits"  # with top_k: 3 tables
+                    if output in tables:
+                        _fill(tables[output], name, (inputs.views, inputs.size), view, index, rows)
+                advance(len(index))
         for name, error in worst.items():
             _report_error(name, error)
         if "logits" in tables:
@@ -236,6 +230,15 @@ class TeacherCache:
             others = z.scatter(-1, rows[":top"], -torch.inf).logsumexp(-1)
             rows[":other"] = others - math.log(z.shape[-1] - self.top_k)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
+
+
+def _fill(
+    tables: Tables, name: str, size: tuple[int, int], view: int, index: Tensor, rows: Tensor
+) -> None:
+    """Write the rows of a batch into a table, V×N×…, which is created first."""
+    if name not in tables:
+        tables[name] = torch.empty((*size, *rows.shape[1:]), dtype=rows.dtype)
+    tables[name][view, index.cpu()] = rows.cpu()
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Base class of datamodules that hold all samples in memory and read whole batches.
+"""Base class of datamodules of images, in memory or on disk, that are read in whole batches.
 
-Samples remain uint8 images; each batch is scaled and normalised on its device. A subclass
-only implements :meth:`InMemoryDataModule.load`.
+Samples remain uint8 images; each batch is augmented, scaled and normalised on its device. A
+subclass only implements :meth:`ImageDataModule.load`.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+from torchvision.transforms.v2.functional import center_crop
 
 from kd_lightning.data.augment import Augment
 from kd_lightning.data.batches import (
@@ -24,12 +25,16 @@ from kd_lightning.data.batches import (
     TensorDataset,
 )
 from kd_lightning.data.changes import Changes
+from kd_lightning.data.stored import StoredImages
 from kd_lightning.data.types import UNLABELLED, Batch, ImageSpec, Prepared
 from kd_lightning.utils.errors import UserError
 
+MEASURED = 2000  # images on disk, in random order, whose mean and standard deviation are computed
+A_READ = 256  # of them read at once
 
-class InMemoryDataModule(L.LightningDataModule):
-    """Training, validation and test samples held as tensors.
+
+class ImageDataModule(L.LightningDataModule):
+    """Training, validation and test images, with random access to all of them.
 
     Args:
         batch_size: samples per training step on each device.
@@ -51,12 +56,15 @@ class InMemoryDataModule(L.LightningDataModule):
         device_resident: whether to keep the samples on the training device.
         mean: mean of each channel after scaling to 0…1; computed by default.
         std: standard deviation of each channel after scaling to 0…1; computed by default.
+        num_workers: number of processes that read images which are not decoded yet.
 
     Raises:
         UserError: if a value is out of range, or the data cannot be read.
     """
 
     remark = ""  # what a reader of the figures should know about the data
+    size: int | None = None  # side of the images that networks see, where those stored are larger
+    class_names: tuple[str, ...] = ()  # empty if the classes are numbers
 
     def __init__(
         self,
@@ -74,6 +82,7 @@ class InMemoryDataModule(L.LightningDataModule):
         device_resident: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         _check(batch_size >= 1, f"data.batch_size must be at least 1, got {batch_size}")
@@ -91,7 +100,8 @@ class InMemoryDataModule(L.LightningDataModule):
         self.changes = Changes(label_noise, train_fraction, exclude_classes, labelled_fraction)
         self.labelled_share = labelled_share
         self.augment = augment or Augment()
-        self.device_resident = device_resident
+        _check(num_workers >= 0, f"data.num_workers cannot be negative, got {num_workers}")
+        self.device_resident, self.num_workers = device_resident, num_workers
         self.mean, self.std = mean, std
         self.splits: dict[str, Split] = {}
         self._digests: dict[tuple[str, str], tuple[Tensor, str]] = {}
@@ -100,39 +110,70 @@ class InMemoryDataModule(L.LightningDataModule):
         """Return the official training and test samples."""
         raise NotImplementedError
 
+    def load_unlabelled(self) -> Tensor | StoredImages | None:
+        """Return further training images without labels, N×C×H×W; called after :meth:`load`."""
+        return None
+
     def setup(self, stage: str | None = None) -> None:
         """Read the data once and split it into train, val and test."""
         # Lightning calls setup() before fit, validate and test; the command calls it earlier.
         if self.splits:
             return
         full, test = self.load()
-        size = min(full.inputs.shape[2:])
+        channels, *shape = full.inputs.shape[1:]
+        size = min(shape)
         _check(
             self.augment.shift < size,
             f"augment.shift={self.augment.shift} moves images of {size} pixels out of sight",
         )
         generator = torch.Generator().manual_seed(self.split_seed)
         # Validation first: neither the noise nor the fraction changes which samples it has.
-        val_index, train_index = self._cut(len(full.target), generator)
+        val_index, train_index = self._cut(full.target, generator)
         num_classes = self._num_classes(full)
-        train = self.changes.apply(full.take(train_index), num_classes, generator)
+        train = full.take(train_index)
+        if len(train.target):
+            train = self.changes.apply(train, num_classes, generator)
+        train = self._with_unlabelled(train)
         self.splits = {"train": train, "val": full.take(val_index), "test": test}
         given = self.mean is not None and self.std is not None
         mean, std = (self.mean, self.std) if given else _channel_stats(train.inputs)
         assert mean is not None
         assert std is not None
-        self.spec = ImageSpec(tuple(full.inputs.shape[1:]), num_classes, tuple(mean), tuple(std))
-        channels = (len(self.spec.mean), len(self.spec.std))
+        seen = (self.size, self.size) if self.size is not None else shape
+        self.spec = ImageSpec(
+            (channels, *seen), num_classes, tuple(mean), tuple(std), self.class_names
+        )
         _check(
-            channels == (full.inputs.shape[1],) * 2,
-            f"data.mean and data.std need one value per channel ({full.inputs.shape[1]})",
+            (len(self.spec.mean), len(self.spec.std)) == (channels, channels),
+            f"data.mean and data.std need one value per channel ({channels})",
         )
         self._normalize = Normalizer(self.spec)
 
     def _num_classes(self, full: Split) -> int:
         return int(full.target.max()) + 1
 
-    def _cut(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _with_unlabelled(self, train: Split) -> Split:
+        """Append the images without labels to the training samples."""
+        others = self.load_unlabelled()
+        if others is None:
+            return train
+        _check(
+            train.inputs.shape[1:] == others.shape[1:],
+            f"unlabelled images have shape {tuple(others.shape[1:])}, the training images "
+            f"{tuple(train.inputs.shape[1:])}; store both in one shape",
+        )
+        target = torch.full((len(others),), UNLABELLED)
+        if isinstance(train.inputs, StoredImages):
+            assert isinstance(others, StoredImages)
+            both: Tensor | StoredImages = train.inputs + others
+        else:
+            assert isinstance(others, Tensor)
+            both = torch.cat([train.inputs, others])
+        return Split(both, torch.cat([train.target, target]))
+
+    def _cut(self, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the positions of validation and training samples, both in random order."""
+        size = len(target)
         count = self.val_size if self.val_size >= 1 else math.ceil(self.val_size * size)
         _check(
             count < size,
@@ -163,25 +204,36 @@ class InMemoryDataModule(L.LightningDataModule):
         parts = [self._digest(split, name) for split in ("train", "val") for name in Split._fields]
         return _hash(*parts, self.spec, self.augment, self.augment.views)
 
-    def prepared(self, split: str) -> Prepared:
-        """Return a split as the networks see it, to compute outputs once and cache them."""
-        augment = self.augment if split == "train" else None
-        inputs = self.splits[split].inputs
+    def prepared(self, split: str, augmented: bool = True) -> Prepared:
+        """Return a split as the networks see it, to compute outputs once and cache them.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            augmented: whether training samples are augmented, in all views.
+        """
+        augment = self.augment if split == "train" and augmented else None
+        inputs, views = self.splits[split].inputs, augment.views if augment else 1
 
         def batches(device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
-            for view in range(augment.views if augment else 1):
-                for index in OrderedBatches(len(inputs), self.eval_batch_size):
-                    batch = Batch(inputs[index].to(device), index, index.to(device))
-                    yield view, index, self._transform(batch, augment, view, torch.float32).inputs
+            data = TensorDataset(self.splits[split])
+            order = OrderedBatches(len(inputs), self.eval_batch_size)
+            for batch in self._loader(data, order):
+                # All views of a batch in turn, because reading it may take longer.
+                there = Batch(batch.inputs.to(device), batch.index, batch.index.to(device))
+                for view in range(views):
+                    x = self._transform(there, augment, view, torch.float32).inputs
+                    yield view, batch.index, x
 
         def fingerprint() -> str:
             return _hash(self._digest(split, "inputs"), self.spec, augment)
 
-        return Prepared(len(inputs), augment.views if augment else 1, fingerprint, batches)
+        return Prepared(len(inputs), views, fingerprint, batches)
 
     def _digest(self, split: str, name: str) -> str:
         """Return the hash of one tensor of a split, computed once for teachers and caches."""
         tensor = getattr(self.splits[split], name)
+        if isinstance(tensor, StoredImages):
+            return tensor.digest
         known, digest = self._digests.get((split, name), (None, ""))
         if known is not tensor:  # a split may be replaced
             content = tensor.cpu().contiguous().numpy().data
@@ -217,7 +269,11 @@ class InMemoryDataModule(L.LightningDataModule):
         self, batch: Batch, augment: Augment | None, epoch: int, dtype: torch.dtype
     ) -> Batch:
         assert batch.index is not None
-        x = augment(batch.inputs, batch.index, epoch) if augment else batch.inputs
+        x = batch.inputs
+        if augment:
+            x = augment(x, batch.index, epoch, self.size)
+        if self.size is not None:
+            x = center_crop(x, [self.size, self.size])  # no change after a random crop
         return batch._replace(inputs=self._normalize(x.to(dtype)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -233,9 +289,9 @@ class InMemoryDataModule(L.LightningDataModule):
             _check(self.batch_size > 1, "data.batch_size=1 holds no labelled and another sample")
             count = min(max(round(self.batch_size * self.labelled_share), 1), self.batch_size - 1)
             rest = ShuffledBatches(others, self.batch_size - count, *last)
-            return _loader(data, MixedBatches(some, rest, count))
+            return self._loader(data, MixedBatches(some, rest, count))
         drawn = len(data) if len(some) == len(data) else torch.cat([some, others])
-        return _loader(data, ShuffledBatches(drawn, self.batch_size, *last))
+        return self._loader(data, ShuffledBatches(drawn, self.batch_size, *last))
 
     def _uses_unlabelled(self) -> bool:
         """Whether the module in training learns from samples without a label."""
@@ -250,13 +306,28 @@ class InMemoryDataModule(L.LightningDataModule):
 
     def _ordered(self, split: str) -> DataLoader[Batch]:
         data = self._dataset(split)
-        return _loader(data, OrderedBatches(len(data), self.eval_batch_size, *self._ranks))
+        return self._loader(data, OrderedBatches(len(data), self.eval_batch_size, *self._ranks))
 
     def _dataset(self, split: str) -> TensorDataset:
         samples = self.splits[split]
         if self.device_resident and self.trainer is not None:
             samples = self.splits[split] = samples.to(self.trainer.strategy.root_device)
         return TensorDataset(samples)
+
+    def _loader(self, data: TensorDataset, batches: Sampler[Tensor]) -> DataLoader[Batch]:
+        # batch_size=None passes the sampler's index tensor unchanged to the data set. The loader
+        # gets its own generator, because it draws a seed whenever an epoch starts, which a resumed
+        # run does not repeat: from the global generator, it would change the networks' random
+        # numbers. Workers only where images are decoded: else passing them on takes longer.
+        images = data.split.inputs
+        is_slow = isinstance(images, StoredImages) and images.is_slow
+        return DataLoader(
+            data,
+            sampler=batches,
+            batch_size=None,
+            generator=torch.Generator(),
+            num_workers=self.num_workers if is_slow else 0,
+        )
 
     @property
     def _ranks(self) -> tuple[int, int]:
@@ -267,19 +338,24 @@ def _hash(*parts: Any) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def _loader(data: TensorDataset, batches: Sampler[Tensor]) -> DataLoader[Batch]:
-    # batch_size=None passes the sampler's index tensor unchanged to the data set. The loader gets
-    # its own generator, because it draws a seed whenever an epoch starts, which a resumed run
-    # does not repeat: from the global generator, it would change the networks' random numbers.
-    return DataLoader(data, sampler=batches, batch_size=None, generator=torch.Generator())
+def _channel_stats(inputs: Tensor | StoredImages) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel, N×C×H×W uint8 scaled to 0…1.
 
-
-def _channel_stats(inputs: Tensor) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, N×C×H×W uint8 scaled to 0…1."""
+    Of images on disk, the first :data:`MEASURED` are measured.
+    """
+    if isinstance(inputs, StoredImages):
+        parts = torch.arange(min(len(inputs), MEASURED)).split(A_READ)
+        blocks = [inputs[part] for part in parts]
+    else:
+        blocks = [inputs]
     # From histograms of the 256 values: no copy of the data in floating point is needed.
     counts = torch.stack(
-        [torch.bincount(c.flatten(), minlength=256).double() for c in inputs.unbind(1)]
-    )
+        [
+            torch.stack([torch.bincount(c.flatten(), minlength=256) for c in block.unbind(1)])
+            for block in blocks
+        ]
+    ).sum(0)
+    counts = counts.double()
     weights = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = weights @ values

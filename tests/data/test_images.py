@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.data.batches import Split
-from kd_lightning.data.memory import InMemoryDataModule
+from kd_lightning.data.images import ImageDataModule
 from kd_lightning.data.types import Batch
 from kd_lightning.utils.errors import UserError
 
 SIZE, TEST_SIZE, CLASSES = 200, 40, 5
 
 
-class MadeData(InMemoryDataModule):
+class MadeData(ImageDataModule):
     """240 colour images of 4×4 whose first value is the number of the sample."""
 
     shade = 100
@@ -41,7 +41,7 @@ def made(**settings: Any) -> MadeData:
     return data
 
 
-def numbers(data: InMemoryDataModule, split: str) -> list[int]:
+def numbers(data: ImageDataModule, split: str) -> list[int]:
     return data.splits[split].inputs[:, 0, 0, 0].tolist()
 
 
@@ -141,7 +141,7 @@ def test_module_receives_every_sample_normalised_with_its_index() -> None:
         "val": 2,  # two epochs of 20 / 24
         "test": 2,  # 40 / 24
     }
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in data.spec[2:])
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in data.spec[2:4])
     for name, (inputs, target, index) in seen.items():
         split = data.splits[name.split()[0]]
         assert inputs.dtype == torch.float32
