@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from kd_lightning.utils.text import printable
+
 Array = np.ndarray[Any, Any]
 
 INK, PALE, STRIPE = "#2b2f36", "#8a9099", "#f3f4f6"
@@ -18,6 +20,7 @@ TEACHER, STUDENT = "#a067d4", "#3f86d8"
 # Pixels: height of a title and of the bars, width of the bars of a sample, margin, and width
 # of the confusion matrix. TensorBoard shows images of this width unscaled.
 TITLE, BARS, PLOT, GAP, TABLE = 18, 46, 230, 18, 280
+LONGEST_NAME = 16  # characters of a class's name
 MOST_NUMBERS = 20  # classes; with more, a cell has no room for its count
 
 
@@ -66,19 +69,22 @@ def answers(tiles: Sequence[Tile], heading: str) -> Array:
     return np.asarray(canvas)
 
 
-def confusion(counts: Array, heading: str) -> Array:
+def confusion(counts: Array, heading: str, names: Sequence[str] = ()) -> Array:
     """Draw a confusion matrix, coloured by share of the true class.
 
     Args:
         counts: number of samples by true class and predicted class, C×C.
         heading: text above the matrix.
+        names: name of each class; its number by default.
 
     Returns:
         H×W×3, uint8; the counts are written into the cells if there are few classes.
     """
     classes = len(counts)
     pitch = max(TABLE // classes, 2)
-    size, left, top = pitch * classes, 2 * GAP, 2 * GAP
+    labels = [shortened(name) for name in names] or [str(c) for c in range(classes)]
+    widest = max(_font().getlength(label) for label in labels)
+    size, left, top = pitch * classes, max(2 * GAP, round(widest) + GAP), 2 * GAP
     canvas, pen = _blank(left + size + GAP, top + size + 3 * GAP)
     # Shares of the row, because with raw counts a rare class would be invisible. A class with
     # no samples stays white instead of dividing by zero.
@@ -92,11 +98,18 @@ def confusion(counts: Array, heading: str) -> Array:
         place = (left + middle[column], top + middle[row])
         pen.text(place, f"{counts[row, column]:.0f}", INK, _font(), anchor="mm")
     for c in range(0, classes, 1 if classes <= MOST_NUMBERS else -(-classes // 10)):
-        pen.text((left - 6, top + middle[c]), str(c), PALE, _font(), anchor="rm")
-        pen.text((left + middle[c], top + size + 4), str(c), PALE, _font(), anchor="ma")
+        pen.text((left - 6, top + middle[c]), labels[c], PALE, _font(), anchor="rm")
+        below = labels[c] if widest < pitch else str(c)
+        pen.text((left + middle[c], top + size + 4), below, PALE, _font(), anchor="ma")
     pen.text((GAP, GAP // 2), heading, INK, _font())
     pen.text((left, top + size + 1.5 * GAP), "rows: true, columns: predicted", PALE, _font())
     return np.asarray(canvas)
+
+
+def shortened(name: str) -> str:
+    """Return a class's name as it fits into a picture."""
+    name = printable(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 @cache

@@ -1,6 +1,7 @@
 """Images of predictions on validation samples, before and after training."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from kd_lightning.callbacks.dashboard import boards
-from kd_lightning.callbacks.drawing import Array, Tile, answers, confusion
+from kd_lightning.callbacks.drawing import Array, Tile, answers, confusion, shortened
 from kd_lightning.data.types import Batch, as_batch
 from kd_lightning.metrics.diagnostics import MOST_TABULATED
 from kd_lightning.modules.base import BaseModule
@@ -44,6 +45,7 @@ class Pictures(L.Callback):
         self.samples, self.classes, self.disagreements = samples, classes, disagreements
         self._rows: dict[str, list[Tensor]] = defaultdict(list)
         self._boards: list[Any] = []
+        self._names: Sequence[str] = ()  # of the classes
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Kept, because the final validation may run without loggers, so its figures do not
@@ -108,6 +110,7 @@ class Pictures(L.Callback):
         sheet["target"] = sheet["target"].long()
         if "inputs" in sheet:
             sheet["inputs"] = as_images(sheet["inputs"], module.task.spec)
+        self._names = getattr(module.task.spec, "class_names", ())
         for name, picture in self._draw(sheet, is_trained).items():
             for board in self._boards:
                 board.add_image(f"pictures/{name}", picture, trainer.global_step, dataformats="HWC")
@@ -118,15 +121,17 @@ class Pictures(L.Callback):
         size, classes = sheet["student"].shape
         counts = torch.bincount(target * classes + predicted, minlength=classes**2)
         right = f"{(predicted == target).sum()} of {size} validation samples are right"
-        pictures = {"confusion": confusion(counts.view(classes, -1).numpy(), right)}
+        pictures = {"confusion": confusion(counts.view(classes, -1).numpy(), right, self._names)}
         if "teacher" in sheet:
             heading = f"T = {sheet['temperature'].mean():.3g}"
-            tiles = [tile(sheet, i, "soft_") for i in one_per_class(target, self.classes)]
+            tiles = [
+                tile(sheet, i, "soft_", self._names) for i in one_per_class(target, self.classes)
+            ]
             pictures["soft_targets"] = answers(tiles, heading)
         if "teacher" in sheet and is_trained:
             distance = (sheet["teacher"] - sheet["student"]).abs().sum(1)
             worst = distance.topk(min(self.disagreements, size)).indices.tolist()
-            tiles = [tile(sheet, i) for i in worst]
+            tiles = [tile(sheet, i, names=self._names) for i in worst]
             pictures["disagreement"] = answers(tiles, "largest disagreement")
         return pictures
 
@@ -166,14 +171,18 @@ def one_per_class(target: Tensor, count: int) -> list[int]:
     return [int((target == c).nonzero()[0]) for c in target.unique()[:count]]
 
 
-def tile(sheet: Sheet, i: int, kind: str = "") -> Tile:
+def tile(sheet: Sheet, i: int, kind: str = "", names: Sequence[str] = ()) -> Tile:
     """Return the image, title and probabilities of one sample."""
+
+    def label(c: Tensor) -> str:
+        return shortened(names[int(c)]) if names else str(int(c))
+
     p_t, p_s = (sheet[kind + name][i] for name in ("teacher", "student"))
     named = [
-        f"{name} {p.argmax()} ({100 * p.max():.0f} %)"
+        f"{name} {label(p.argmax())} ({100 * p.max():.0f} %)"
         for name, p in (("teacher", p_t), ("student", p_s))
     ]
-    title = f"true {sheet['target'][i]}   {'   '.join(named)}"
+    title = f"true {label(sheet['target'][i])}   {'   '.join(named)}"
     image = image_of(sheet["inputs"][i]) if "inputs" in sheet else None
     return Tile(image, title, p_t.numpy(), p_s.numpy())
 

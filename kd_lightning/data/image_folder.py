@@ -80,13 +80,11 @@ class ImageFolderDataModule(ImageDataModule):
     def load(self) -> tuple[Split, Split]:
         folder = list_folder(self.path, self.unlabelled)
         found = decoded(self.decoded, folder.listing, self.squares, self.max_bytes)
-        self.remark = describe_unreadable(folder.listing, found.is_readable)
-        if self.remark and self.on_error == "raise":
-            raise UserError(
-                f"{self.remark}; delete them, or leave them out with data.on_error=skip"
-            )
-        if self.remark:
-            log.warning("%s; they are left out", self.remark)
+        unreadable = describe_unreadable(folder.listing, found.is_readable)
+        if unreadable and self.on_error == "raise":
+            raise UserError(f"{unreadable}; delete them, or set data.on_error=skip")
+        if unreadable:
+            log.warning("%s; they are left out", unreadable)
         self.class_names = folder.class_names
         everything = Split(found.images, folder.target[found.is_readable])
         readable = found.is_readable.nonzero().flatten().tolist()

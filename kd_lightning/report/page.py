@@ -15,6 +15,7 @@ from kd_lightning.report.statistics import HELPS, HURTS, NO_DIFFERENCE
 from kd_lightning.report.table import Table, literal
 from kd_lightning.report.tables import (
     DIFFERENCE,
+    classes_table,
     errors_table,
     further_table,
     main_table,
@@ -125,6 +126,7 @@ def _further(report: Report) -> list[tuple[str, Table]]:
     tables = {
         "Errors on test data": errors_table(report),
         "Fidelity, calibration and cost (validation data)": further_table(report),
+        "Accuracy by class, % (validation data)": classes_table(report),
         "Runs": runs_table(report),
     }
     return [(title, t) for title, t in tables.items() if t.rows and len(t.columns) > 1]

@@ -1,6 +1,6 @@
 """Tables of a report, and all of its figures as CSV."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -35,6 +35,7 @@ COLUMNS = (
 )
 IN_THE_MAIN_TABLE = (VAL, "parameters")  # not repeated in the table of further figures
 AGREEMENT, BIAS = "test/agreement", "val/bias"
+CLASS_ACCURACY, MOST_CLASSES = "val/class_accuracy", 12  # columns of the table of classes
 
 
 def main_table(report: Report) -> Table:
@@ -91,6 +92,16 @@ def errors_table(report: Report) -> Table:
     return _figures_table(report, [*counted, BIAS] if counted else [], of_teachers=False)
 
 
+def classes_table(report: Report) -> Table:
+    """Create the table of the accuracy in each class, if the data name their classes."""
+    named = [names for run in report.runs if (names := run.facts.get("class_names"))]
+    names = [str(name) for name in named[0]] if named else []
+    wanted = {f"{CLASS_ACCURACY}_{i}": name for i, name in enumerate(names[: MOST_CLASSES + 1])}
+    if len(wanted) > MOST_CLASSES or any(other != named[0] for other in named):
+        return Table([], [])
+    return _figures_table(report, list(wanted), of_teachers=True, headers=wanted)
+
+
 def further_figures(report: Report) -> list[str]:
     """Return the names of overall figures on validation data, and of costs."""
     # Test data are used once, for the verdict; everything that invites a choice is validation.
@@ -119,7 +130,13 @@ def _figures(report: Report) -> list[tuple[str, Name]]:
     return sorted(found, key=lambda f: (DECLARED.index(f[1].figure), f[1].suffix))
 
 
-def _figures_table(report: Report, names: list[str], of_teachers: bool) -> Table:
+def _figures_table(
+    report: Report,
+    names: list[str],
+    of_teachers: bool,
+    headers: Mapping[str, str] | None = None,
+) -> Table:
+    """Create a table of figures: a row for each group, and for each teacher."""
     found = [(name, parsed) for name in names if (parsed := parse(name))]
     rows = [
         [row.group.label, *(_mean(row.group.scores(n).values(), p) for n, p in found)]
@@ -131,8 +148,9 @@ def _figures_table(report: Report, names: list[str], of_teachers: bool) -> Table
         for t in report.teachers
         if of_teachers
     ]
+    titles = [headers[name] if headers else _header(parsed) for name, parsed in found]
     # Teachers without any of the figures get no row.
-    columns = [Column("group", kind="name"), *(Column(_header(parsed)) for _, parsed in found)]
+    columns = [Column("group", kind="name"), *(Column(title) for title in titles)]
     return Table(columns, rows, [cells for cells in teachers if any(cells[1:])])
 
 

@@ -179,6 +179,8 @@ def facts_of(
         processes=processes,
         unresolved=plain(cfg, resolve=False),
     )
+    if names := getattr(module.task.spec, "class_names", ()):
+        record["class_names"] = list(names)
     return {**record, "teacher_figures": teacher_figures(Path(teacher))} if teacher else record
 
 

@@ -12,6 +12,7 @@ overrides     the user's overrides: value by key
 settings      settings that determine the result, except the seed: value by dotted key
 teacher       directory of the teacher in the store, or paths of given checkpoints, or empty
 teacher_figures   the teacher's own ``metrics.json`` without figures of single classes
+class_names   names of the classes, if the data have any
 links         names of the links of a chain, from first to last
 code          commit of the code
 versions      versions of this package, torch and lightning
