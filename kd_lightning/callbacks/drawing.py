@@ -53,7 +53,9 @@ def answers(tiles: Sequence[Tile], heading: str) -> Array:
     classes, height = len(tiles[0].teacher), TITLE + BARS + GAP // 2
     left = GAP if tiles[0].image is None else 2 * GAP + BARS
     pitch = max(PLOT // classes, 3)  # room for two bars of a pixel each and a gap
-    right, bottom = left + pitch * classes, 2 * GAP + len(tiles) * height
+    bottom = 2 * GAP + len(tiles) * height
+    longest = max(_font().getlength(tile.title) for tile in tiles)  # with names of classes
+    right = max(left + pitch * classes, GAP + round(longest))
     canvas, pen = _blank(right + GAP, bottom + int(1.5 * GAP))
     _legend(pen, heading, right)
     for i, tile in enumerate(tiles):
@@ -82,7 +84,8 @@ def confusion(counts: Array, heading: str, names: Sequence[str] = ()) -> Array:
     """
     classes = len(counts)
     pitch = max(TABLE // classes, 2)
-    labels = [shortened(name) for name in names] or [str(c) for c in range(classes)]
+    labels = [f"{shortened(name)}  {c}" for c, name in enumerate(names)]
+    labels = labels or [str(c) for c in range(classes)]
     widest = max(_font().getlength(label) for label in labels)
     size, left, top = pitch * classes, max(2 * GAP, round(widest) + GAP), 2 * GAP
     canvas, pen = _blank(left + size + GAP, top + size + 3 * GAP)
@@ -99,8 +102,7 @@ def confusion(counts: Array, heading: str, names: Sequence[str] = ()) -> Array:
         pen.text(place, f"{counts[row, column]:.0f}", INK, _font(), anchor="mm")
     for c in range(0, classes, 1 if classes <= MOST_NUMBERS else -(-classes // 10)):
         pen.text((left - 6, top + middle[c]), labels[c], PALE, _font(), anchor="rm")
-        below = labels[c] if widest < pitch else str(c)
-        pen.text((left + middle[c], top + size + 4), below, PALE, _font(), anchor="ma")
+        pen.text((left + middle[c], top + size + 4), str(c), PALE, _font(), anchor="ma")
     pen.text((GAP, GAP // 2), heading, INK, _font())
     pen.text((left, top + size + 1.5 * GAP), "rows: true, columns: predicted", PALE, _font())
     return np.asarray(canvas)
