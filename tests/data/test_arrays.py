@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kd_lightning.data.arrays import ArraysDataModule
+from kd_lightning.data.types import UNLABELLED
 from kd_lightning.utils.errors import UserError
 
 Arrays = dict[str, Any]
@@ -183,3 +184,20 @@ def test_file_of_another_kind_is_refused(arrays: Arrays, tmp_path: Path) -> None
 
 def test_missing_file_is_named_with_its_option(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.npz").startswith("data.path: there is no file")
+
+
+def test_images_without_labels_join_the_training_samples(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    sizes = {"train": 40, "test": 20, "unlabelled": 30}
+    parts = {f"x_{p}": random.integers(0, 256, (n, 6, 6), np.uint8) for p, n in sizes.items()}
+    target = {"y_train": np.arange(40) % 4, "y_test": np.arange(20) % 4}
+    np.savez(tmp_path / "a.npz", **parts, **target)
+    data = ArraysDataModule(str(tmp_path / "a.npz"), val_size=8)
+    data.setup()
+    train = data.splits["train"]
+    assert (train.target == UNLABELLED).sum() == 30
+    assert torch.equal(train.inputs[32:, 0], torch.from_numpy(parts["x_unlabelled"]))  # pyright: ignore
+    assert data.summary.startswith("62 (32 labelled) training, 8 validation")
+    np.savez(tmp_path / "b.npz", **(parts | {"x_unlabelled": parts["x_test"][:, :5]}), **target)
+    with pytest.raises(UserError, match=r"unlabelled images have shape \(1, 5, 6\)"):
+        ArraysDataModule(str(tmp_path / "b.npz")).setup()
