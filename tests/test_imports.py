@@ -31,7 +31,10 @@ INSIDE = {
     "objective": {"utils", "losses", "schedules", "transfer", "nets", "data.types"},
     "tasks": {"utils", "metrics", "losses", "data.types", "nets.preprocessing"},
     "teachers": {"utils", "nets", "data.types"},
-    "modules": {"utils", "objective", "tasks", "teachers", "metrics", "data.types", "nets"},
+    "modules": {
+        *("utils", "objective", "tasks", "teachers", "metrics", "data.types", "nets"),
+        "transfer",
+    },
     "callbacks": {"utils", "modules", "metrics", "data.types"},
     "runs": BELOW_RUNS,
     "report": {"utils", "metrics.figures"},
@@ -49,7 +52,7 @@ OUTSIDE = {
     "objective": TORCH,
     "metrics": TORCH,
     "tasks": TORCH,
-    "nets": {"torch", "torchvision"},
+    "nets": {"torch", "torchvision", "timm", "safetensors"},
     "utils": {"torch", "rich"},
     "report": {"jinja2", "markupsafe", "matplotlib", "numpy", "scipy"},
 }

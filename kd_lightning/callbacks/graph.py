@@ -5,8 +5,10 @@ torch keeps until the process ends: about 1 MB for each job of a sweep. Here onl
 are recorded.
 """
 
+import warnings
 from typing import Any
 
+import torch
 from tensorboard.compat.proto import config_pb2, graph_pb2
 from torch import Tensor, nn
 from torch.jit import _trace
@@ -34,7 +36,9 @@ def traced_graph(net: nn.Module, example: Tensor) -> tuple[Any, Any]:
     # Modules look up their paths here while they are traced, as in torch.jit.trace.
     _trace._trace_module_map = paths  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        with evaluating(net):
+        with evaluating(net), warnings.catch_warnings():
+            # About conditions on shapes, which may differ for other inputs: this is a picture.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
             graph, _ = _trace._get_trace_graph(net, example)
     finally:
         _trace._trace_module_map = None

@@ -19,7 +19,7 @@ from kd_lightning.metrics.cost import count_parameters, multiply_adds
 from kd_lightning.nets.taps import embedding, layers, pairs
 from kd_lightning.runs.build import build_data, build_task, make
 from kd_lightning.runs.checks import check_section
-from kd_lightning.runs.networks import with_preprocessing
+from kd_lightning.runs.networks import with_own_parts
 from kd_lightning.utils.networks import Inputs
 
 
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
 
 def inspect(cfg: DictConfig) -> float:
     """Print both configured networks and the proposed pairs of layers."""
-    cfg = with_preprocessing(cfg)
+    cfg = with_own_parts(cfg)
     for section in ("task", "data", "student", "teacher"):
         check_section(cfg, section)
     task = build_task(cfg, build_data(cfg))

@@ -24,7 +24,7 @@ from kd_lightning.runs.checks import check
 from kd_lightning.runs.continued import continue_job
 from kd_lightning.runs.job import Job
 from kd_lightning.runs.naming import keep_name
-from kd_lightning.runs.networks import with_preprocessing
+from kd_lightning.runs.networks import with_own_parts
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.process import tune_process
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 def _run(cfg: DictConfig) -> dict[str, Any]:
     continue_job(cfg)
-    cfg = with_preprocessing(cfg)
+    cfg = with_own_parts(cfg)
     check(cfg)
     cfg = keep_name(cfg)
     return run_chain(cfg) if cfg.chain is not None else train(cfg)

@@ -6,6 +6,7 @@ from kd_lightning.losses.contrastive import contrastive as contrastive
 from kd_lightning.losses.contrastive import partition_estimate as partition_estimate
 from kd_lightning.losses.controls import permuted_soft_targets as permuted_soft_targets
 from kd_lightning.losses.feature import attention as attention
+from kd_lightning.losses.feature import embedding_match as embedding_match
 from kd_lightning.losses.feature import flow as flow
 from kd_lightning.losses.feature import hierarchical_context as hierarchical_context
 from kd_lightning.losses.feature import hint as hint

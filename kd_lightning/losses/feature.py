@@ -74,6 +74,28 @@ def attention(f_s: Tensor, f_t: Tensor, power: float = 2) -> Tensor:
     return F.mse_loss(_attention_map(f_s, power), _attention_map(f_t, power))
 
 
+def embedding_match(e_s: Tensor, e_t: Tensor, cosine: float = 1.0) -> Tensor:
+    r"""Feature matching :math:`\overline{(e_s-e_t)^2} + w\,(1-\overline{\cos(e_s,e_t)})`.
+
+    Args:
+        e_s: student's embedding after a projector, B×D.
+        e_t: teacher's embedding, B×D.
+        cosine: w, weight of the cosine distance.
+
+    Returns:
+        A scalar; the first part has the squared unit of the embeddings.
+
+    Source: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent",
+    arXiv 2106.05237, for matching a teacher's function on its own views.
+
+    >>> import torch
+    >>> embedding_match(torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]])).item()
+    5.0
+    """
+    e_s, e_t = wide(e_s), wide(e_t.detach())
+    return F.mse_loss(e_s, e_t) + cosine * (1 - (unit(e_s) * unit(e_t)).sum(-1).mean())
+
+
 def neuron_selectivity(f_s: Tensor, f_t: Tensor) -> Tensor:
     r"""Neuron selectivity transfer (NST) :math:`\bar K_{tt} + \bar K_{ss} - 2\bar K_{st}`.
 

@@ -46,6 +46,7 @@ class Preprocessing:
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation}"
             )
         self.mean, self.std, self.size, self.interpolation = mean, std, size, interpolation
+        self.is_asked_for = True  # by the user; else it comes with the weights of the network
         self.scale, self.shift = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)  # C×1×1 each
 
     def __repr__(self) -> str:
@@ -59,7 +60,9 @@ class Preprocessing:
         Raises:
             UserError: if the data do not say how they are normalised, or have other channels.
         """
-        if self.mean is None or self.std is None:
+        is_known = bool(getattr(spec, "mean", ()))
+        # The user of a network with weights may normalise its images in a datamodule.
+        if self.mean is None or self.std is None or not (is_known or self.is_asked_for):
             return
         counts = len(self.mean), len(self.std), len(getattr(spec, "mean", ()))
         if len(set(counts)) > 1:
@@ -112,10 +115,30 @@ def preprocessed(
     """
     own = Preprocessing(mean, std, size, interpolation)
     made = net((input_shape[0], size, size) if size is not None else input_shape, num_classes)
+    return attach(made, own)
+
+
+def attach(net: nn.Module, own: Preprocessing, is_asked_for: bool = True) -> nn.Module:
+    """Let a network preprocess its own inputs.
+
+    Args:
+        net: the network. If it has preprocessing that came with its weights, the values that
+            ``own`` leaves open are taken from it.
+        own: the preprocessing.
+        is_asked_for: whether the user has asked for it, so that it must be known how the data are
+            normalised.
+    """
+    before = getattr(net, "preprocessing", None)
+    if isinstance(before, Preprocessing):
+        if own.mean is not None:
+            before.mean, before.std, before.is_asked_for = own.mean, own.std, is_asked_for
+        before.size, before.interpolation = own.size, own.interpolation
+        return net
+    own.is_asked_for = is_asked_for
     # A hook, because a wrapper would rename the weights and layers of the network.
-    made.preprocessing = own  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    made.register_forward_pre_hook(own)
-    return made
+    net.preprocessing = own  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    net.register_forward_pre_hook(own)
+    return net
 
 
 def connect(net: nn.Module, spec: Any) -> nn.Module:

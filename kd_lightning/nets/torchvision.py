@@ -5,7 +5,7 @@ Input B×3×H×W, output logits B×K. Modules keep torchvision's names: the stag
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from kd_lightning.nets.preprocessing import Preprocessing, attach
+from kd_lightning.nets.weights import fill, is_file, read_weights
 from kd_lightning.utils.errors import UserError
 
 
@@ -22,6 +24,7 @@ def torchvision_net(
     num_classes: int,
     name: str = "resnet18",
     weights: str | None = None,
+    load_weights: bool = True,
 ) -> nn.Module:
     """Create a classifier of torchvision.
 
@@ -29,9 +32,10 @@ def torchvision_net(
         input_shape: (3, H, W).
         num_classes: K.
         name: one of ``torchvision.models.list_models(torchvision.models)``.
-        weights: ``DEFAULT`` or another of torchvision's names; downloaded once. Where K differs
-            from their 1,000 classes, the last layer is initialised anew. Not needed for a
-            network that a checkpoint will fill.
+        weights: ``DEFAULT`` or another of torchvision's names, downloaded once, or the path of a
+            file. Where K differs from their 1,000 classes, the last layer is initialised anew.
+            Images are normalised as those that the weights were trained on.
+        load_weights: whether to load them; False for a network that a checkpoint will fill.
 
     Returns:
         The network, in training mode.
@@ -59,9 +63,15 @@ def torchvision_net(
             "or image size"
         ) from error
     # Filled afterwards instead of get_model(weights=…), which demands 1,000 classes.
-    if weights is not None:
-        _fill(net, _weights(name, weights), f"the weights {weights} of {name}")
-    return net
+    if weights is None:
+        return net
+    if load_weights:
+        state = read_weights(weights) if is_file(weights) else _weights(name, weights)
+        fill(net, state, f"the weights {weights} of {name}")
+    usual: Any = models.get_model_weights(name).__members__["DEFAULT"]
+    transforms = usual.transforms()
+    own = Preprocessing(list(transforms.mean), list(transforms.std))
+    return attach(net, own, is_asked_for=False)
 
 
 def _check_name(name: str) -> None:
@@ -118,21 +128,6 @@ def _weights(name: str, weights: str) -> dict[str, Tensor]:
     # DenseNet's files have names from before modules could not contain dots ("norm.1");
     # torchvision's own loader, not called here, renames them the same way.
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", k): v for k, v in state.items()}
-
-
-def _fill(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Copy the weights that fit; only the last layer may be left out."""
-    own = net.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    # The last layer by order of registration: torchvision calls it fc, classifier or head.
-    last_layer = list(own)[-1].rpartition(".")[0]
-    left = net.load_state_dict(fitting, strict=False).missing_keys
-    if others := [k for k in left if k.rpartition(".")[0] != last_layer]:
-        # E.g. the position embedding of a vision transformer.
-        raise UserError(
-            f"{what} do not fit images of this size (at {others[0]}); use the size that they "
-            "were trained on, or weights=null"
-        )
 
 
 def _first_line(error: Exception) -> str:

@@ -88,7 +88,7 @@ class Job:
         with profiler.profile("find_teacher"):
             teacher = find_weights(module, source, order)
             if isinstance(module, DistillationModule) and module.teacher is not None:
-                if not source.control and "LOCAL_RANK" not in os.environ:
+                if module.with_teacher and not source.control and "LOCAL_RANK" not in os.environ:
                     measure_teacher(module, data, trainer.strategy.root_device)
                 _watch(profiler, module.teacher)
         with one_job():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kd_lightning.data.batches import Normalizer
 from kd_lightning.data.types import ImageSpec, Spec
 from kd_lightning.nets.preprocessing import connect
+from kd_lightning.runs.arguments import takes
 from kd_lightning.runs.checkpoints import (
     describe_mismatch,
     load_network,
@@ -179,10 +180,30 @@ def load_run(path: str | Path, checkpoint: str = "best", *, trust: bool = False)
 
 def untrained(described: Any, spec: Spec) -> nn.Module:
     """Build a configured network whose weights will be loaded from a checkpoint."""
-    # Pretrained weights would be downloaded only to be overwritten.
-    given = {"weights": None} if "weights" in described else {}
-    net = built(instantiate(described, _convert_="all"), *spec.network_arguments, **given)
+    return build_network(without_weights(described), spec)
+
+
+def build_network(described: Any, spec: Spec) -> nn.Module:
+    """Build a configured network, with pretrained weights if it names some."""
+    made = instantiate(described, _convert_="all")
+    # A class that is not called yet (_partial_) is told the shapes; others create the network.
+    net = made if isinstance(made, nn.Module) else built(made, *spec.network_arguments)
     return connect(net, spec)
+
+
+def without_weights(described: Any) -> Any:
+    """Return the description of a network without the loading of pretrained weights.
+
+    They would be downloaded only to be overwritten.
+    """
+    if not isinstance(described, Mapping | DictConfig):
+        return described
+    changed = {str(name): without_weights(described[name]) for name in described}
+    target = changed.get("_target_")
+    if isinstance(target, str) and takes(target, "load_weights"):
+        return {**changed, "load_weights": False}
+    off: dict[str, Any] = {"weights": None, "pretrained": False}
+    return {**changed, **{name: off[name] for name in off if target and changed.get(name)}}
 
 
 def recorded_dirs(run_dir: Path) -> list[str]:

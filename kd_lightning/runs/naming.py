@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_lightning.runs.build import make
 from kd_lightning.runs.continued import EARLIER
 from kd_lightning.runs.directory import plain
+from kd_lightning.runs.networks import PROBE
 from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import ROLES_WITHOUT_TEACHER
 from kd_lightning.utils.errors import UserError
@@ -27,7 +28,7 @@ from kd_lightning.utils.run_directory import FACTS, METRICS
 
 log = logging.getLogger(__name__)
 
-TEACHER = "kd_lightning.modules.TeacherModule"  # which has no method
+TEACHERS = ("kd_lightning.modules.TeacherModule", PROBE)  # which have no method
 IS = {  # what a run of a role is, for messages
     "baseline": "learns from labels alone",
     "control: label_smoothing": "learns from smoothed labels alone",
@@ -53,7 +54,7 @@ def keep_name(cfg: DictConfig) -> DictConfig:
         UserError: in a single run, if a setting changes the method into something else.
     """
     method = chosen_options().get("method")
-    if not method or cfg.model._target_ == TEACHER or cfg.chain:
+    if not method or cfg.model._target_ in TEACHERS or cfg.chain:
         return cfg
     own = option_alone("method", method)
     if own.model._target_ != cfg.model._target_:

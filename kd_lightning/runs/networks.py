@@ -1,13 +1,16 @@
-"""Configured networks: a class with its arguments, and preprocessing of its own."""
+"""Configured networks: a class with its arguments, preprocessing and head of its own."""
 
 import re
 
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.runs.arguments import takes
+from kd_lightning.utils.errors import UserError
 
 OWN = ("mean", "std", "size", "interpolation")  # settings of every network's preprocessing
-TARGET = "kd_lightning.nets.preprocessing.preprocessed"
+PREPROCESSED = "kd_lightning.nets.preprocessing.preprocessed"
+PROBED = "kd_lightning.nets.probe.linear_probe"
+PROBE = "kd_lightning.modules.ProbeModule"  # trains the head
 
 
 def added(word: str) -> str:
@@ -19,24 +22,44 @@ def added(word: str) -> str:
     >>> added("teacher.mean=[0.5]"), added("pretrain.data.batch_size=8"), added("seed=1")
     ('++teacher.mean=[0.5]', '++pretrain.data.batch_size=8', 'seed=1')
     """
-    is_new = re.match(rf"(student|teacher)\.({'|'.join(OWN)})=|pretrain\.[a-z_]+\.[\w.]+=", word)
+    is_new = re.match(
+        rf"(student|teacher)\.({'|'.join((*OWN, 'head'))})=|pretrain\.[a-z_]+\.[\w.]+=", word
+    )
     return f"++{word}" if is_new else word
 
 
-def with_preprocessing(cfg: DictConfig) -> DictConfig:
-    """Return a configuration in which networks with preprocessing of their own are created by it.
+def with_own_parts(cfg: DictConfig) -> DictConfig:
+    """Return a configuration whose networks are created with preprocessing and head of their own.
 
-    In the sections ``student`` and ``teacher``, the settings :data:`OWN` belong to this package,
-    unless the network's class takes an argument of that name.
+    In the sections ``student`` and ``teacher``, the settings :data:`OWN` and ``head`` belong to
+    this package, unless the network's class takes an argument of that name.
+
+    Raises:
+        UserError: if a student has a ``head``.
     """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     for section in ("student", "teacher"):
         net = cfg.get(section)
-        if not OmegaConf.is_dict(net) or "_target_" not in net or net._target_ == TARGET:
+        if not OmegaConf.is_dict(net) or net.get("_target_", PROBED) in (PREPROCESSED, PROBED):
             continue
         names = [name for name in OWN if name in net and not takes(net._target_, name)]
+        head = net.pop("head", None) if not takes(net._target_, "head") else None
         if names:
             own = {name: net.pop(name) for name in names}
-            cfg[section] = {"_target_": TARGET, "_partial_": True, "net": net, **own}
+            net = {"_target_": PREPROCESSED, "_partial_": True, "net": net, **own}
+        if head is not None and section == "student":
+            raise UserError("student.head: only a teacher can be a linear probe: see teacher.head=")
+        if head is not None:
+            net = {"_target_": PROBED, "_partial_": True, "net": net, "head": head}
+            _probe(cfg)
+        cfg[section] = net
     return cfg
+
+
+def _probe(cfg: DictConfig) -> None:
+    """Let teachers be trained as linear probes: in one step."""
+    for job in (cfg, cfg.pretrain):
+        if job.model._target_ == "kd_lightning.modules.TeacherModule":
+            job.model._target_ = PROBE
+            job.trainer.max_epochs = 1

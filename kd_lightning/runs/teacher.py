@@ -29,13 +29,15 @@ from kd_lightning.runs.build import build_data
 from kd_lightning.runs.checkpoints import load_network, read_checkpoint, recorded_spec
 from kd_lightning.runs.checks import check
 from kd_lightning.runs.directory import plain
-from kd_lightning.runs.load import load_run, untrained
+from kd_lightning.runs.load import build_network, load_run, untrained
+from kd_lightning.runs.networks import PROBE
 from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import INCIDENTAL
 from kd_lightning.runs.trust import is_given
 from kd_lightning.teachers.sources import FromStore
 from kd_lightning.teachers.store import teacher_key
 from kd_lightning.utils.errors import UserError
+from kd_lightning.utils.files import crc32
 from kd_lightning.utils.hashing import sources
 from kd_lightning.utils.run_directory import find_checkpoint
 
@@ -66,13 +68,20 @@ class TeacherOrder:
 
     @property
     def training(self) -> str:
-        """How long the teacher is trained, as in "5 epochs"."""
+        """How a missing teacher is trained, as in "for 5 epochs"."""
+        if self.cfg.pretrain.model._target_ == PROBE:
+            return "as a linear probe"
         limits = self.cfg.pretrain.trainer
-        return f"{limits.max_epochs} epochs" if limits.max_epochs else f"{limits.max_steps} steps"
+        steps = f"{limits.max_steps} steps"
+        return f"for {limits.max_epochs} epochs" if limits.max_epochs else f"for {steps}"
 
     def build(self) -> nn.Module:
         """Return the network of ``net@teacher`` with its initial weights."""
         return untrained(self.cfg.teacher, self.spec)
+
+    def pretrained(self) -> nn.Module:
+        """Return the network of ``net@teacher`` with the pretrained weights that it names."""
+        return build_network(self.cfg.teacher, self.spec)
 
     def load(self, net: nn.Module, run_dir: Path) -> None:
         """Load the best checkpoint of a run into a network."""
@@ -256,9 +265,20 @@ def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str
         "data": [_content(job, data), getattr(data, "batch_size", None), world_size],
         "version": __version__,
         "code": sources([get_object(model["net"]["_target_"]).__module__]),
+        "weights": [crc32(Path(file)) for file in sorted(_weight_files(model))],
         "callbacks": {k: v for k, v in plain(job.callbacks).items() if shapes_result(v)},
     }
     return teacher_key(model["net"]["_target_"].rpartition(".")[2], recipe)
+
+
+def _weight_files(described: Any) -> set[str]:
+    """Return the files of pretrained weights that a configuration names."""
+    # By content in a key, because a file can be overwritten.
+    if not isinstance(described, dict):
+        return set()
+    weights = described.get("weights")
+    own = {weights} if isinstance(weights, str) and Path(weights).is_file() else set()
+    return own.union(*map(_weight_files, described.values()))
 
 
 def _content(job: DictConfig, data: L.LightningDataModule) -> Any:

@@ -43,7 +43,7 @@ class Task:
                 its settings.
         """
         if isinstance(network, nn.Module):
-            return network
+            return connect(network, self.spec) if self.spec is not None else network
         if self.spec is None:
             raise UserError(
                 "a network must be a torch.nn.Module, or a factory with a specification of the "

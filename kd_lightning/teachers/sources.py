@@ -23,11 +23,15 @@ class Order(Protocol):
 
     @property
     def training(self) -> str:
-        """How long the teacher is trained, as in "5 epochs"."""
+        """How a missing teacher is trained, as in "for 5 epochs"."""
         ...
 
     def build(self) -> nn.Module:
         """Return the configured network with its initial weights."""
+        ...
+
+    def pretrained(self) -> nn.Module:
+        """Return the configured network with the pretrained weights that it names."""
         ...
 
     def load(self, net: nn.Module, run_dir: Path) -> None:
@@ -89,7 +93,7 @@ class FromStore(TeacherSource):
 
     def describe(self, order: Order) -> str:
         home = self.store.home(order.key())
-        return f"from {home}" if home is not None else f"trained first, for {order.training}"
+        return f"from {home}" if home is not None else f"trained first, {order.training}"
 
     def find(self, order: Order, net: nn.Module) -> str:
         # Not in network(): training a missing teacher has to follow the checks.
@@ -117,6 +121,22 @@ class FromCheckpoint(TeacherSource):
 
     def find(self, order: Order, net: nn.Module) -> str:
         return ", ".join(self.paths)
+
+
+class Pretrained(TeacherSource):
+    """Teacher as its network is created, with the pretrained weights that its settings name.
+
+    Its classes need not be those of the data, for methods that compare layers.
+    """
+
+    def network(self, order: Order) -> nn.Module:
+        return order.pretrained()
+
+    def describe(self, order: Order) -> str:
+        return "pretrained"
+
+    def find(self, order: Order, net: nn.Module) -> str:
+        return "pretrained"
 
 
 class Untrained(TeacherSource):
