@@ -1,6 +1,7 @@
 """Folders of photos: a folder per class, images of any size."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ class ImageFolderDataModule(ImageDataModule):
             raise UserError(f"data.channels must be 1 or 3, got {channels}")
         if on_error not in ("skip", "raise"):
             raise UserError(f"data.on_error must be skip or raise, got {on_error}")
+        if not max_bytes >= 0:
+            raise UserError(f"data.max_bytes cannot be negative, got {max_bytes}")
         if not test_size > 0:
             raise UserError(f"data.test_size must be positive, got {test_size}")
         self.path, self.unlabelled = Path(path), Path(unlabelled) if unlabelled else None
@@ -144,7 +147,8 @@ def stratified(
     Raises:
         UserError: if no samples remain for the second part.
     """
-    count = round(size * len(target)) if size < 1 else int(size)
+    # At least one of a small fraction; rounded first, as 0.1 · 30 is a little more than 3.
+    count = math.ceil(round(size * len(target), 6)) if size < 1 else int(size)
     if not 0 < count < len(target):
         raise UserError(
             f"data.{name}_size={size} leaves no training or no {name} images out of {len(target)}"
