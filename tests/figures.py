@@ -66,7 +66,7 @@ def recomputed(run_dir: Path) -> dict[str, float]:
     for split in SPLITS:
         y, z = samples(split)[1], logits_of(str(home), run.network, run, split)
         found = quality(z, y)
-        if teacher is not None:
+        if teacher is not None and run.facts["method"] != "feature_matching":
             z_t = logits_of(taught_by, teacher, run, split)
             found |= {f"teacher_{k}": v for k, v in quality(z_t, y).items()}
             found |= fidelity(z, z_t, y, temperature(run, best, z, z_t))

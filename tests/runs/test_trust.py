@@ -36,7 +36,7 @@ DANGEROUS = [
     *("torch.utils.cpp_extension.load", "torch.nn.Module.load_state_dict"),
     "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
     *("kd_lightning.cli.launch.os.system", "kd_lightning.nets.mlp.nn.Linear"),
-    *("kd_lightning.utils.files.write_text", "kd_lightning.nets.torchvision._fill"),
+    *("kd_lightning.utils.files.write_text", "kd_lightning.nets.torchvision._weights"),
     "kd_lightning.cli.train.main",
 ]
 SPEC = ImageSpec((1, 4, 4), 3, (0.25,), (0.5,))
