@@ -48,6 +48,9 @@ class EpochLog(Callback):
     def __init__(self) -> None:
         self.started = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.perf_counter()  # an epoch that is resumed in the middle has no start
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
 

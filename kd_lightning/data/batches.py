@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd_lightning.data.stored import StoredImages
 from kd_lightning.data.types import Batch, ImageSpec
 from kd_lightning.utils.hashing import mixed
+
+NEARBY = 8  # shards that are read at the same time, in random order
 
 
 class Split(NamedTuple):
@@ -55,12 +58,34 @@ class TensorDataset(Dataset[Batch]):
         return Batch(self.split.inputs[index], self.split.target[index], index)
 
 
-class ShuffledBatches(Sampler[Tensor]):
+class TrainingBatches(Sampler[Tensor]):
     """Index tensors of one rank's training batches, in a new order every epoch.
 
-    The order is a pure function of (seed, epoch), so a resumed run continues with the batches
-    of an uninterrupted one. All ranks get the same number of samples; the order is padded
-    with its own first samples, as ``torch.utils.data.DistributedSampler`` does.
+    The order is a pure function of the seed and the epoch, so a resumed run continues with the
+    batches of an uninterrupted one.
+    """
+
+    epoch = 0
+    start = 0  # number of batches to skip, in one epoch only
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        start, self.start = self.start, 0
+        yield from islice(self.batches(), start, None)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield all batches of the epoch."""
+        raise NotImplementedError
+
+
+class ShuffledBatches(TrainingBatches):
+    """Batches drawn from all samples without replacement.
+
+    All ranks get the same number of samples; the order is padded with its own first samples, as
+    ``torch.utils.data.DistributedSampler`` does.
 
     Args:
         size: number of samples, N, or the positions of those to draw from.
@@ -69,6 +94,7 @@ class ShuffledBatches(Sampler[Tensor]):
         rank: index of this process.
         world_size: number of processes.
         device: device of the index tensors; None for the CPU.
+        shard: shard of each sample of the split, if they are stored in shards.
     """
 
     def __init__(
@@ -79,26 +105,24 @@ class ShuffledBatches(Sampler[Tensor]):
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
+        shard: Tensor | None = None,
     ) -> None:
         self.among = size if isinstance(size, Tensor) else None
         self.size = len(size) if isinstance(size, Tensor) else size
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size, self.device = rank, world_size, device
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Lightning calls this before each one."""
-        self.epoch = epoch
+        self.shard = shard
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.size / self.world_size) / self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def batches(self) -> Iterator[Tensor]:
         # A generator of its own, always on the CPU: the global one depends on what the networks
         # have drawn, and a GPU's permutation differs from the CPU's.
         generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)
         order = order if self.among is None else self.among[order]
+        order = near(order, self.shard, generator)
         share = math.ceil(self.size / self.world_size)
         # The ranks take turns in one common order. Its tail wraps around to its start, so that
         # all ranks run equally many steps; DDP would wait forever for a missing one.
@@ -106,7 +130,7 @@ class ShuffledBatches(Sampler[Tensor]):
         yield from order[positions % self.size].to(self.device).split(self.batch_size)
 
 
-class MixedBatches(Sampler[Tensor]):
+class MixedBatches(TrainingBatches):
     """Training batches of labelled and unlabelled samples in a fixed ratio.
 
     An epoch has every unlabelled sample once; the labelled ones are repeated as often as it takes.
@@ -120,23 +144,63 @@ class MixedBatches(Sampler[Tensor]):
     def __init__(self, labelled: Tensor, unlabelled: ShuffledBatches, count: int) -> None:
         self.labelled, self.unlabelled, self.count = labelled, unlabelled, count
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Lightning calls this before each one."""
-        self.unlabelled.set_epoch(epoch)
-
     def __len__(self) -> int:
         return len(self.unlabelled)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def batches(self) -> Iterator[Tensor]:
         others = self.unlabelled
+        others.set_epoch(self.epoch)
         needed = len(self) * self.count * others.world_size
         # 1 at the end: not the order of the unlabelled samples
-        generator = torch.Generator().manual_seed(mixed(others.seed, others.epoch, 1))
+        generator = torch.Generator().manual_seed(mixed(others.seed, self.epoch, 1))
         rounds = math.ceil(needed / len(self.labelled))
         orders = [torch.randperm(len(self.labelled), generator=generator) for _ in range(rounds)]
-        mine = self.labelled[torch.cat(orders)[:needed][others.rank :: others.world_size]]
+        found = [near(self.labelled[order], others.shard, generator) for order in orders]
+        mine = torch.cat(found)[:needed][others.rank :: others.world_size]
         for some, rest in zip(mine.to(others.device).split(self.count), others, strict=True):
             yield torch.cat([some, rest])
+
+
+def near(order: Tensor, shard: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Rearrange a random order so that it reads a few shards at a time.
+
+    The shards are grouped at random, :data:`NEARBY` to a group. The order of the samples within
+    a group remains random.
+
+    Args:
+        order: positions of samples, N.
+        shard: shard of each sample of the split; None leaves the order as it is.
+        generator: of the grouping.
+    """
+    if shard is None or not len(order):
+        return order
+    group = torch.randperm(int(shard.max()) + 1, generator=generator) // NEARBY
+    return order[group[shard[order]].sort(stable=True).indices]
+
+
+class TrainingLoader(DataLoader[Batch]):
+    """Loader of training batches that continues a resumed epoch where it was interrupted.
+
+    Lightning stores the state in checkpoints that are saved within an epoch.
+    """
+
+    taken = 0  # number of batches of this epoch that were yielded
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert isinstance(self.sampler, TrainingBatches)
+        self.taken = self.sampler.start
+        for batch in super().__iter__():
+            self.taken += 1  # before the step, which may save a checkpoint
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position in the epoch."""
+        return {"taken": self.taken % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Skip the batches that were taken, in the next epoch only."""
+        assert isinstance(self.sampler, TrainingBatches)
+        self.sampler.start = state["taken"]
 
 
 class OrderedBatches(Sampler[Tensor]):

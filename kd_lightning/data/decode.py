@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,14 +17,14 @@ MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
 MODES = {1: "L", 3: "RGB"}  # Pillow's names, by number of channels
 
 
-def read_image(file: str | Path, size: int, channels: int = 3) -> Tensor:
+def read_image(file: str | Path | BinaryIO, size: int, channels: int = 3) -> Tensor:
     """Decode an image and resize its central square.
 
     The orientation in its EXIF data is applied, transparency is dropped, and an animation is
     represented by its first frame.
 
     Args:
-        file: a file with one of the :data:`SUFFIXES`.
+        file: a file with one of the :data:`SUFFIXES`, or an open file.
         size: side of the result in pixels, S.
         channels: 3 for colour, 1 for grey.
 

@@ -23,6 +23,8 @@ from kd_lightning.data.batches import (
     ShuffledBatches,
     Split,
     TensorDataset,
+    TrainingBatches,
+    TrainingLoader,
 )
 from kd_lightning.data.changes import Changes
 from kd_lightning.data.stored import StoredImages
@@ -284,7 +286,9 @@ class ImageDataModule(L.LightningDataModule):
         if not self._uses_unlabelled():
             _check(len(some) > 0, "there are no labels to learn from: see data.labelled_fraction")
             others = others[:0]
-        last = (self.seed, *self._ranks, device)
+        images = data.split.inputs
+        shard = images.shard if isinstance(images, StoredImages) else None
+        last = (self.seed, *self._ranks, device, shard)
         if len(some) and len(others):
             _check(self.batch_size > 1, "data.batch_size=1 holds no labelled and another sample")
             count = min(max(round(self.batch_size * self.labelled_share), 1), self.batch_size - 1)
@@ -321,7 +325,8 @@ class ImageDataModule(L.LightningDataModule):
         # numbers. Workers only where images are decoded: else passing them on takes longer.
         images = data.split.inputs
         is_slow = isinstance(images, StoredImages) and images.is_slow
-        return DataLoader(
+        kind = TrainingLoader if isinstance(batches, TrainingBatches) else DataLoader
+        return kind(
             data,
             sampler=batches,
             batch_size=None,

@@ -15,6 +15,7 @@ from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.text import printable
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+PARTS = (*SPLITS, "unlabelled")
 
 
 class Listing(NamedTuple):

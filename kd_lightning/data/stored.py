@@ -18,6 +18,7 @@ class StoredImages:
         image_shape: (C, H, W).
         digest: hash of all images that ``read`` can return.
         is_slow: whether reading takes long enough to be left to worker processes.
+        shards: first position of each shard, ascending, if only neighbours are read quickly.
     """
 
     device = torch.device("cpu")  # where batches are read to
@@ -29,9 +30,10 @@ class StoredImages:
         image_shape: tuple[int, int, int],
         digest: str,
         is_slow: bool = False,
+        shards: Tensor | None = None,
     ) -> None:
         self.read, self.rows, self.image_shape = read, rows, image_shape
-        self.all_digest, self.is_slow = digest, is_slow
+        self.all_digest, self.is_slow, self.shards = digest, is_slow, shards
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,15 +55,24 @@ class StoredImages:
 
     def take(self, index: Tensor) -> "StoredImages":
         """Return the images at an index, or those that a mask selects, without reading them."""
-        rows = self.rows[index]
-        return StoredImages(self.read, rows, self.image_shape, self.all_digest, self.is_slow)
+        return self._with(self.rows[index])
 
     def __add__(self, other: "StoredImages") -> "StoredImages":
         """Return these images followed by others of the same file or folder."""
         assert self.all_digest == other.all_digest
-        rows = torch.cat([self.rows, other.rows])
-        return StoredImages(self.read, rows, self.image_shape, self.all_digest, self.is_slow)
+        return self._with(torch.cat([self.rows, other.rows]))
+
+    @property
+    def shard(self) -> Tensor | None:
+        """Shard of each image, N; None if images are not stored in shards."""
+        if self.shards is None:
+            return None
+        return torch.searchsorted(self.shards, self.rows, right=True) - 1
 
     def to(self, device: torch.device) -> Tensor:
         """Read all images into a device's memory."""
         return self[torch.arange(len(self))].to(device)
+
+    def _with(self, rows: Tensor) -> "StoredImages":
+        shape, digest = self.image_shape, self.all_digest
+        return StoredImages(self.read, rows, shape, digest, self.is_slow, self.shards)

@@ -16,8 +16,9 @@ from photos import photo, write_folder
 from PIL import Image, ImageOps
 
 from kd_lightning.data.decode import read_image
-from kd_lightning.data.image_folder import ImageFolderDataModule, stratified
+from kd_lightning.data.image_folder import ImageFolderDataModule
 from kd_lightning.data.photo_augment import PhotoAugment
+from kd_lightning.data.photos import stratified
 from kd_lightning.data.stored import StoredImages
 from kd_lightning.data.types import UNLABELLED
 from kd_lightning.report.compare import build_report
