@@ -12,6 +12,9 @@ matching"), arXiv 2106.05237.
 import hashlib
 import logging
 import math
+import mmap
+import os
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -36,6 +39,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 # Tables of up to this many bytes are copied to the student's device at the first read. Copying
 # the rows of each batch instead would synchronise the GPU in every step.
 ON_DEVICE = 2**30
+IN_MEMORY = 2**28  # bytes; larger tables are computed in a file
 
 
 class CachedOutputs:
@@ -211,14 +215,31 @@ class TeacherCache:
                     worst[name] = max(worst[name], _largest_error(name, exact[name], again[name]))
                 for name, rows in stored.items():
                     output = name if name in paths else "logits"  # with top_k: 3 tables
-                    if output in tables:
-                        _fill(tables[output], name, (inputs.views, inputs.size), view, index, rows)
+                    if output not in tables:
+                        continue
+                    if name not in tables[output]:
+                        shape = (inputs.views, inputs.size, *rows.shape[1:])
+                        tables[output][name] = self._empty(torch.Size(shape), rows.dtype)
+                    tables[output][name][view, index.cpu()] = rows.cpu()
                 advance(len(index))
         for name, error in worst.items():
             _report_error(name, error)
         if "logits" in tables:
             tables["logits"][":classes"] = torch.tensor(classes)
         return tables
+
+    def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return a table to be filled: in memory, or mapped from a file if it is large."""
+        size = shape.numel() * dtype.itemsize
+        if self.root is None or size <= IN_MEMORY:
+            return torch.empty(shape, dtype=dtype)
+        try:
+            with tempfile.TemporaryFile(dir=self.root) as file:
+                # Allocated at once: writing to a mapped file on a full disk kills the process.
+                os.posix_fallocate(file.fileno(), 0, size)
+                return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(shape)
+        except (OSError, AttributeError):  # no room, or a system without posix_fallocate
+            return torch.empty(shape, dtype=dtype)
 
     def _compact(self, rows: Tables) -> Tables:
         rows = dict(rows)
@@ -230,15 +251,6 @@ class TeacherCache:
             others = z.scatter(-1, rows[":top"], -torch.inf).logsumexp(-1)
             rows[":other"] = others - math.log(z.shape[-1] - self.top_k)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
-
-
-def _fill(
-    tables: Tables, name: str, size: tuple[int, int], view: int, index: Tensor, rows: Tensor
-) -> None:
-    """Write the rows of a batch into a table, V×N×…, which is created first."""
-    if name not in tables:
-        tables[name] = torch.empty((*size, *rows.shape[1:]), dtype=rows.dtype)
-    tables[name][view, index.cpu()] = rows.cpu()
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

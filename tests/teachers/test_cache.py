@@ -26,6 +26,7 @@ from kd_lightning.nets.taps import tapped
 from kd_lightning.objective import Objective
 from kd_lightning.schedules import LearnedTemperature
 from kd_lightning.tasks import Classification
+from kd_lightning.teachers import cache as cache_module
 from kd_lightning.teachers.cache import CachedOutputs, TeacherCache, run_teacher
 from kd_lightning.transfer.fitnet import FitNet
 from kd_lightning.transfer.pairwise import Pairwise
@@ -244,6 +245,26 @@ def test_source_code_of_teacher_is_in_the_key(data, teacher, tmp_path, monkeypat
     )
     assert TeacherCache(str(tmp_path)).outputs(teacher, split, CPU)
     assert len(list(tmp_path.glob("*-logits.pt"))) == 2
+
+
+def test_large_tables_are_computed_in_a_file(data, teacher, tmp_path, monkeypatch) -> None:
+    """And in memory where there is no room for it, with the same numbers."""
+    split = data.prepared("train")
+    expected = TeacherCache(None).outputs(teacher, split, CPU)
+    monkeypatch.setattr(cache_module, "IN_MEMORY", 1000)
+    mapped = []
+    allocate = os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", lambda *a: (mapped.append(a[2]), allocate(*a)))
+    found = TeacherCache(str(tmp_path / "a")).outputs(teacher, split, CPU)
+    assert mapped == [expected.tables["logits"].nbytes]
+    assert found.tables["logits"].equal(expected.tables["logits"])
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    found = TeacherCache(str(tmp_path / "b")).outputs(teacher, split, CPU)
+    assert found.tables["logits"].equal(expected.tables["logits"])
 
 
 def test_labels_are_not_in_the_key(data, teacher, tmp_path) -> None:
