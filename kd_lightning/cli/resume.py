@@ -58,6 +58,8 @@ def _resumed_run(given: str, flags: Sequence[str], words: Sequence[str]) -> list
             "stopped as it began: start it again instead"
         )
     before = [o for o in map(str, recorded) if not o.startswith((RESUME, "trust="))]
+    # The whole command may be repeated with resume= added, but nothing can be deleted twice.
+    words = [word for word in words if not (word.startswith("~") and word in before)]
     dirs = recorded_dirs(run_dir)
     check_trust(run_dir, before, dirs, words, flags)
     # Without output_subdir Hydra writes no record of its own, so a refused resumption leaves the

@@ -193,6 +193,7 @@ def test_a_killed_run_of_two_processes_goes_on_in_mid_epoch(
             "student.width=2",
             "augment=none",
             "~logger",
+            "~callbacks.pictures",
         ),
         *("trainer.max_epochs=2", "trainer.devices=2", "trainer.accelerator=cpu"),
         *("callbacks=[default,mid_epoch]", "callbacks.mid_epoch.every_n_train_steps=4"),
