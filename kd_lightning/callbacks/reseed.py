@@ -19,6 +19,11 @@ class ReseedEachEpoch(L.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # For an epoch that is resumed in the middle, which has no start.
+        place = (trainer.current_epoch, trainer.global_rank, trainer.global_step)
+        torch.manual_seed(mixed(self.seed, *place))
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Instead of storing generator states in the checkpoint, which would be needed for every
         # rank and device. The rank is mixed in so that DDP ranks use different masks.

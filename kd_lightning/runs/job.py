@@ -120,8 +120,11 @@ class Recorder(L.Callback):
     def __init__(self, cfg: DictConfig, record: dict[str, Any]) -> None:
         self.cfg, self.record, self.is_written = cfg, record, False
 
-    # After on_train_start, in which the module compares the checkpoint with its optimizer.
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    # After on_train_start, in which the module compares the checkpoint with its optimizer; and not
+    # at the start of an epoch, which an epoch that is resumed in the middle does not have.
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.is_global_zero and not self.is_written:
             self.write()
 

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import ROOT, Command
+from conftest import ROOT, Command, read_facts
 from killer import Killer
 from photos import write_folder
 from seen import Seen, read_seen
@@ -210,11 +210,13 @@ def test_a_killed_run_of_two_processes_goes_on_in_mid_epoch(
     assert last["global_step"] in (20, 24)  # 15 steps an epoch
     for file in seen.iterdir():
         file.unlink()
+    (tmp_path / "run" / "run.json").unlink()  # it is written before the first step
     done = command(
         *arguments, f"resume={tmp_path / 'run'}", "trust=true", PYTHONPATH=str(ROOT / "tests")
     )
     assert done.returncode == 0, done.stderr
     assert "litdata" not in done.stdout
+    assert read_facts(tmp_path / "run")["role"] == "baseline"
     _each_sample_once(before + read_seen(seen), epochs=2)
 
 
