@@ -15,6 +15,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "kd_lightning"
 
 BELOW_RUNS = {
+    "compress",
     *("utils", "losses", "schedules", "nets", "metrics", "data", "transfer", "objective"),
     *("tasks", "teachers", "modules", "callbacks"),
 }
@@ -35,6 +36,7 @@ INSIDE = {
         *("utils", "objective", "tasks", "teachers", "metrics", "data.types", "nets"),
         "transfer",
     },
+    "compress": {"utils", "data.types"},
     "callbacks": {"utils", "modules", "metrics", "data.types"},
     "runs": BELOW_RUNS,
     "report": {"utils", "metrics.figures"},
@@ -54,6 +56,7 @@ OUTSIDE = {
     "tasks": TORCH,
     "nets": {"torch", "torchvision", "timm", "safetensors"},
     "utils": {"torch", "rich"},
+    "compress": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript"},
     "report": {"jinja2", "markupsafe", "matplotlib", "numpy", "scipy"},
 }
 CONFIGURED = {"cli", "runs"}

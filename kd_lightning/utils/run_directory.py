@@ -6,6 +6,7 @@ metrics.json      figures by name (see :mod:`kd_lightning.metrics.figures`); wri
                   its presence marks the run as finished
 diagnostics.npz   tables for plots, of the best epoch on validation data
 checkpoints/      best.ckpt, last.ckpt
+exported/         model.onnx and export.json, of kd-export
 links/            run directories of the links, in a chain's directory
 tensorboard/  metrics.csv  train.log
 
@@ -25,6 +26,7 @@ from kd_lightning.utils.reading import is_there, read_json
 
 CONFIG, FACTS, METRICS = ".hydra/config.yaml", "run.json", "metrics.json"
 DIAGNOSTICS, CURVES, LINKS = "diagnostics.npz", "metrics.csv", "links"
+EXPORTED = "exported"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 FORMAT = 1  # version of run.json; readers reject other versions instead of misreading them
 
