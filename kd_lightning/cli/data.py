@@ -6,9 +6,11 @@ OUT appears when it is complete; the images are copied unchanged, and unreadable
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from kd_lightning.cli.console import fail, print_line, print_path
+from kd_lightning.cli.outcome import INTERRUPTED
 from kd_lightning.data.decoded import describe_unreadable
 from kd_lightning.data.listing import list_folder
 from kd_lightning.data.shards import A_SHARD, pack
@@ -24,7 +26,8 @@ def main() -> None:
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
-        fail(UserError(f"interrupted: {arguments.out} was not written"))
+        print(f"interrupted: {arguments.out} was not written", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,12 +48,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _size(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 2**12:  # litdata counts bytes in 32 bits
+    if not text.isdecimal() or not 0 < int(text) < 2**12:  # litdata counts bytes in 32 bits
         raise argparse.ArgumentTypeError(f"must lie in 1…4095, got {text}")
     return int(text)
 
 
 def _pack(source: Path, out: Path, unlabelled: Path | None, shard_mb: int) -> None:
+    for given in (source, unlabelled):
+        if given is not None and not given.is_dir():
+            raise UserError(f"there is no folder {given}")
     folder = list_folder(source, unlabelled)
     packed = pack(folder, out, shard_mb * 2**20)
     if unreadable := describe_unreadable(folder.listing, packed.is_readable):

@@ -36,6 +36,8 @@ def read_image(file: str | Path | BinaryIO, size: int, channels: int = 3) -> Ten
     """
     # Pillow, because torchvision's decoders, which are twice as fast, are deprecated since 0.29.
     try:
+        if isinstance(file, str | Path) and not Path(file).is_file():
+            raise ValueError("it is no file")  # a pipe would be waited for
         with Image.open(file) as image:  # reads the header only
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels are too many")

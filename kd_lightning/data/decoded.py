@@ -93,7 +93,9 @@ def decoded(root: Path, listing: Listing, squares: Squares, max_bytes: float) ->
         )
     try:
         with _lock(root, key):
-            record = _read_record(file, is_kept) or _decode(file, listing, squares, is_kept)
+            record = _read_record(file, is_kept, len(listing.files)) or _decode(
+                file, listing, squares, is_kept
+            )
     except OSError as error:
         raise UserError(
             f"the decoded images cannot be stored: {error}; choose another folder with "
@@ -177,12 +179,14 @@ def _blocks(listing: Listing, squares: Squares, unreadable: list[int]) -> Iterat
             advance(len(positions))
 
 
-def _read_record(file: Path, is_kept: bool) -> dict[str, Any] | None:
+def _read_record(file: Path, is_kept: bool, count: int) -> dict[str, Any] | None:
     """Return the record of a decoded file; None if it is missing, or the file is damaged."""
     try:
         record = json.loads(file.with_suffix(".json").read_text())
         found = file.stat() if is_kept else None
     except (OSError, ValueError):
+        return None
+    if not _is_record(record, count):
         return None
     if found is None:
         return record
@@ -194,6 +198,13 @@ def _read_record(file: Path, is_kept: bool) -> dict[str, Any] | None:
     if "bytes" in record:  # else it was not kept
         log.warning("the decoded images in %s are damaged: they are decoded again", file)
     return None
+
+
+def _is_record(record: Any, count: int) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("content"), str):
+        return False
+    bad = record.get("unreadable")
+    return isinstance(bad, list) and all(type(i) is int and 0 <= i < count for i in bad)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ subclass only implements :meth:`ImageDataModule.load`.
 
 import hashlib
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -284,7 +285,11 @@ class ImageDataModule(L.LightningDataModule):
         labelled = self.labels.cpu() != UNLABELLED
         some, others = labelled.nonzero().flatten(), (~labelled).nonzero().flatten()
         if not self._uses_unlabelled():
-            _check(len(some) > 0, "there are no labels to learn from: see data.labelled_fraction")
+            _check(
+                len(some) > 0,
+                "there are no labels to learn from: see data.labelled_fraction; for a student that "
+                "needs none, name a trained teacher with teacher_ckpt=",
+            )
             others = others[:0]
         images = data.split.inputs
         shard = images.shard if isinstance(images, StoredImages) else None
@@ -325,18 +330,27 @@ class ImageDataModule(L.LightningDataModule):
         # numbers. Workers only where images are decoded: else passing them on takes longer.
         images = data.split.inputs
         is_slow = isinstance(images, StoredImages) and images.is_slow
+        workers = self.num_workers if is_slow else 0
         kind = TrainingLoader if isinstance(batches, TrainingBatches) else DataLoader
         return kind(
             data,
             sampler=batches,
             batch_size=None,
             generator=torch.Generator(),
-            num_workers=self.num_workers if is_slow else 0,
+            num_workers=workers,
+            # Not started anew in each epoch: Ctrl-C while Python deletes workers would be lost.
+            persistent_workers=workers > 0,
+            worker_init_fn=_leave_interrupts,
         )
 
     @property
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which would otherwise complain of a lost worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _hash(*parts: Any) -> str:

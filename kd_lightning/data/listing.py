@@ -118,6 +118,11 @@ def _classes(tree: Path) -> dict[str, list[str]]:
 
 def _class_names(root: Path, found: dict[str, dict[str, list[str]]]) -> tuple[str, ...]:
     names = sorted(found["train"] if "train" in found else {*found["val"], *found["test"]})
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
+            raise UserError(
+                f"the name of the class folder {printable(name)} in {root} is not UTF-8: rename it"
+            )
     if len(names) < 2:
         raise UserError(f"{root} has a single class, {printable(names[0])}: it needs at least two")
     for split in ("val", "test"):
@@ -131,13 +136,15 @@ def _class_names(root: Path, found: dict[str, dict[str, list[str]]]) -> tuple[st
 
 def _images(folder: Path) -> Iterator[str]:
     """Yield the paths of the images below a folder, in any depth."""
-    seen = set()
     with _reading(folder):
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
+        # A link to a folder above would make images of other classes images of this one.
+        above = [place.stat() for place in folder.absolute().parents]
+        seen = {(place.st_dev, place.st_ino) for place in above}
         for here, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
             place = Path(here).stat()
-            if (place.st_dev, place.st_ino) in seen:  # a link to a folder above
+            if (place.st_dev, place.st_ino) in seen:
                 folders.clear()
                 continue
             seen.add((place.st_dev, place.st_ino))
@@ -151,7 +158,10 @@ def _listing(root: Path, files: list[str]) -> Listing:
     stats = []
     with _reading(root):
         for file in files:
-            found = Path(file).stat()
+            try:
+                found = Path(file).stat()
+            except FileNotFoundError:  # a link to nothing, which will be an unreadable image
+                found = Path(file).lstat()
             stats.append((found.st_size, found.st_mtime_ns))
     relative = tuple(os.path.relpath(file, root) for file in files)
     return Listing(root.resolve(), relative, tuple(stats))

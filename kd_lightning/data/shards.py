@@ -11,9 +11,10 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,18 +25,31 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, treespec_dumps
 
 from kd_lightning.data.decode import read_image
 from kd_lightning.data.decoded import Squares
 from kd_lightning.data.listing import PARTS, ImageFolder
 from kd_lightning.data.photos import Photos
 from kd_lightning.data.stored import StoredImages
+from kd_lightning.data.types import UNLABELLED
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import PARTIAL
 from kd_lightning.utils.progress import progress
+from kd_lightning.utils.text import one_line
 
 FORMAT = 1
-ABOUT, COLUMNS = "images.json", "columns.npz"
+ABOUT, COLUMNS, INDEX = "images.json", "columns.npz", "index.json"
+# Of litdata's settings in the index: those that decide how a shard is read.
+OURS = {
+    "compression": None,
+    "compression_level": None,
+    "ipc_compression": None,
+    "encryption": None,
+    "data_format": ["bytes", "int"],
+    "data_spec": treespec_dumps(tree_flatten({"image": b"", "label": 0})[1]),
+    "item_loader": "PyTreeLoader",
+}
 A_SHARD = 2**26  # bytes
 A_BLOCK = 256  # files read between two writes
 UNUSED = "100GB"  # limit of litdata's cache of remote shards; it is given to keep litdata silent
@@ -69,17 +83,21 @@ def pack(folder: ImageFolder, out: Path, shard_bytes: int = A_SHARD) -> Packed:
     Raises:
         UserError: if ``out`` exists or cannot be written, or no image can be read.
     """
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists already: choose another folder, or delete it")
     partial = out.with_name(f".{out.name}{PARTIAL}")
     try:
         with _writing(out):
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-            packed = _pack(folder, partial, shard_bytes)
-            partial.rename(out)
+            try:
+                packed = _pack(folder, partial, shard_bytes)
+                partial.rename(out)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"the shards cannot be written: {error}") from error
+        raise UserError(
+            f"the shards cannot be written: {error}; choose another folder than {out}"
+        ) from error
     return packed
 
 
@@ -123,12 +141,12 @@ def _contents(folder: ImageFolder, order: list[int]) -> Iterator[tuple[int, byte
     """Yield positions in the listing and the bytes of the files, None of unreadable ones."""
 
     def read(position: int) -> bytes | None:
+        file = folder.listing.root / folder.listing.files[position]
         try:
-            content = (folder.listing.root / folder.listing.files[position]).read_bytes()
-            read_image(io.BytesIO(content), CHECKED)
+            read_image(file, CHECKED)  # first, as it refuses pipes and devices
+            return file.read_bytes()
         except (OSError, UserError):
             return None
-        return content
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(order), A_BLOCK):
@@ -151,44 +169,108 @@ def open_shards(path: Path, squares: Squares) -> Photos:
     if not (path / ABOUT).is_file():
         raise UserError(f"{path} has no shards: write them with kd-data {path} NEW_FOLDER")
     try:
-        about = json.loads((path / ABOUT).read_text())
-        with np.load(path / COLUMNS, allow_pickle=False) as columns:
-            target, checksums = columns["target"], columns["crc32"]
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']}, not {FORMAT}")
-        counts = [int(about["counts"][name]) for name in PARTS]
-        names, digest = tuple(map(str, about["class_names"])), str(about["digest"])
-        if not len(target) == len(checksums) == sum(counts):
-            raise ValueError("its columns do not have one row per image")
-        first = _shards(path, len(target))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names, counts, digest = _read_about(path)
+        target, checksums = _read_columns(path, names, counts)
+        first = _read_index(path, len(target))
+    except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; write it again with kd-data") from error
     rows = torch.arange(len(target))
     content = hashlib.blake2b(repr((digest, squares)).encode(), digest_size=16).hexdigest()
     images = StoredImages(
         ShardReader(path, squares, checksums), rows, squares.shape, content, True, first
     )
-    parts = dict(zip(PARTS, rows.split(counts), strict=True))
-    return Photos(names, images, torch.from_numpy(target), parts)
+    return Photos(names, images, target, dict(zip(PARTS, rows.split(counts), strict=True)))
 
 
-def _shards(path: Path, count: int) -> Tensor:
+# The files of a packed folder may come from anyone: each is compared with what pack() writes.
+
+
+def _read_about(path: Path) -> tuple[tuple[str, ...], list[int], str]:
+    """Return the names of the classes, the number of images in each split, and the hash.
+
+    Raises:
+        ValueError: if ``images.json`` is not as :func:`pack` writes it.
+    """
+    about = _read_json(path / ABOUT)
+    if about.get("format") != FORMAT:
+        raise ValueError(f"the format in {ABOUT} is {about.get('format')!r:.20}, not {FORMAT}")
+    names, counts, digest = (about.get(key) for key in ("class_names", "counts", "digest"))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        names = []
+    if not 2 <= len({*names}) == len(names):
+        raise ValueError(f"the class_names in {ABOUT} are not the names of two or more classes")
+    if not isinstance(counts, dict) or {*counts} != {*PARTS} or not _are_counts(counts.values()):
+        raise ValueError(f"the counts in {ABOUT} are not numbers of images")
+    if not isinstance(digest, str):
+        raise ValueError(f"{ABOUT} has no digest")
+    return tuple(map(str, names)), [counts[name] for name in PARTS], digest
+
+
+def _read_columns(
+    path: Path, names: Sequence[str], counts: Sequence[int]
+) -> tuple[Tensor, np.ndarray]:
+    """Return the label and the checksum of each image.
+
+    Raises:
+        ValueError: if ``columns.npz`` is not as :func:`pack` writes it.
+    """
+    try:
+        with np.load(path / COLUMNS, allow_pickle=False) as columns:
+            target, checksums = columns["target"], columns["crc32"]
+    except Exception as error:  # of many types, from zipfile and numpy
+        raise ValueError(f"{COLUMNS} cannot be read") from error
+    whole = (sum(counts),)
+    if (target.dtype, checksums.dtype) != (np.int64, np.uint32) or not (
+        target.shape == checksums.shape == whole
+    ):
+        raise ValueError(f"{COLUMNS} does not have one label and checksum per image")
+    labelled, others = np.split(target, [whole[0] - counts[-1]])
+    if ((labelled < 0) | (labelled >= len(names))).any() or (others != UNLABELLED).any():
+        raise ValueError(f"{COLUMNS} has labels of no class")
+    return torch.from_numpy(target), checksums
+
+
+def _read_index(path: Path, count: int) -> Tensor:
     """Return the position of the first image of each shard.
 
     Raises:
-        ValueError: if a shard is missing or has another size.
+        ValueError: if ``index.json`` is not as :func:`pack` writes it, or a shard is missing.
     """
-    chunks = json.loads((path / "index.json").read_text())["chunks"]
+    index = _read_json(path / INDEX)
+    config, chunks = index.get("config"), index.get("chunks")
+    # litdata unpickles samples, and calls other code, if the index says so.
+    if not isinstance(config, dict) or {k: config.get(k) for k in OURS} != OURS:
+        raise ValueError(f"{INDEX} describes other shards than those of kd-data")
+    if not isinstance(chunks, list) or not all(isinstance(chunk, dict) for chunk in chunks):
+        raise ValueError(f"{INDEX} does not list the shards")
     for chunk in chunks:
-        file = path / chunk["filename"]
-        if not file.is_file():
-            raise ValueError(f"{file.name} is missing")
-        if file.stat().st_size < chunk["chunk_bytes"]:
-            raise ValueError(f"{file.name} is too short")
+        name = chunk.get("filename")
+        if not isinstance(name, str) or not re.fullmatch(r"chunk-\d+-\d+\.bin", name):
+            raise ValueError(f"{INDEX} names a file that is no shard")
+        if not _are_counts([chunk.get("chunk_size"), chunk.get("chunk_bytes")]):
+            raise ValueError(f"{INDEX} does not say how large {name} is")
+        if not (path / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if (path / name).stat().st_size < chunk["chunk_bytes"]:
+            raise ValueError(f"{name} is too short")
     sizes = torch.tensor([chunk["chunk_size"] for chunk in chunks])
     if int(sizes.sum()) != count:
         raise ValueError(f"its shards have {int(sizes.sum())} images instead of {count}")
     return sizes.cumsum(0) - sizes
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file.name} cannot be read") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} is no description of shards")
+    return content
+
+
+def _are_counts(values: Iterable[Any]) -> bool:
+    return all(type(value) is int and 0 <= value < 2**40 for value in values)
 
 
 class ShardReader:
@@ -214,7 +296,13 @@ class ShardReader:
         return images
 
     def _read(self, row: int) -> Tensor:
-        content: Any = self.dataset[row]["image"]
+        try:
+            content: Any = self.dataset[row]["image"]
+        except Exception as error:  # of many types, for a damaged header or table of a shard
+            raise UserError(
+                f"image {row} of {self.path} cannot be read from its shard: {one_line(error)}; "
+                "write the folder again with kd-data"
+            ) from error
         if zlib.crc32(content) != self.checksums[row]:
             raise UserError(f"image {row} of {self.path} is damaged: write it again with kd-data")
         return read_image(io.BytesIO(content), *self.squares)

@@ -1,5 +1,6 @@
 """Tests of folders of photos: listing, splits, decoding, the decoded file, and whole runs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -363,3 +364,29 @@ def test_a_run_on_a_folder_keeps_the_names_of_classes(
     assert run.spec.class_names == ("ant", "bee", "cat")
     probabilities = run.predict(read_image(folder / "ant" / "0.png", 16))
     assert probabilities.shape == (1, 3)
+
+
+def test_links_to_folders_above_and_to_nothing(tmp_path: Path, root: Path) -> None:
+    """Images of other classes do not become images of the class that has the link."""
+    write_folder(tmp_path / "all", {"a": 10, "b": 10})
+    (tmp_path / "all" / "a" / "up").symlink_to(tmp_path / "all")
+    (tmp_path / "all" / "b" / "lost.png").symlink_to(tmp_path / "nothing")
+    data = opened(tmp_path / "all", root)
+    sizes = [torch.bincount(split.target).tolist() for split in data.splits.values()]
+    assert [sum(counted) for counted in zip(*sizes, strict=True)] == [10, 10]
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path, root: Path) -> None:
+    write_folder(tmp_path / "all", {"a": 10, "b": 10})
+    (tmp_path / "all" / "b").rename(tmp_path / "all" / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(UserError, match="is not UTF-8: rename it"):
+        opened(tmp_path / "all", root)
+
+
+@pytest.mark.parametrize("record", [[], {"content": "x", "unreadable": [999]}, {"content": "x"}])
+def test_a_damaged_record_is_written_again(folder: Path, tmp_path: Path, record: Any) -> None:
+    first = opened(folder, tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(json.dumps(record))
+    again = opened(folder, tmp_path)
+    assert again.fingerprint == first.fingerprint

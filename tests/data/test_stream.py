@@ -1,18 +1,23 @@
 """Tests of packed folders, their streaming, and epochs that are resumed in the middle."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import litdata
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Command, read_facts
+from conftest import ROOT, Command, RunsCode, read_facts
 from killer import Killer
 from photos import write_folder
 from seen import Seen, read_seen
@@ -221,6 +226,24 @@ def test_a_killed_run_of_two_processes_goes_on_in_mid_epoch(
 
 
 @pytest.mark.slow
+def test_ctrl_c_with_workers_ends_the_run_in_one_line(
+    packed: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """A terminal sends it to the workers, too."""
+    log = tmp_path / "run" / "train.log"
+    code, stderr = Killer(environment).send(
+        signal.SIGINT,
+        *("data=stream", f"data.path={packed}", "data.size=16", "data.resize=16", "~logger"),
+        *("method=ce", "teacher_from=none", "augment=none", "trainer.max_epochs=4000"),
+        f"hydra.run.dir={tmp_path / 'run'}",
+        when=lambda: log.is_file() and "epoch 3 of" in log.read_text(),
+    )
+    assert code == 130, stderr
+    assert stderr.splitlines()[-1].startswith("interrupted in epoch")
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
 def test_a_killed_kd_data_leaves_no_folder_and_is_run_again(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [sys.executable, "-m", "kd_lightning.cli.data", str(folder), str(out)]
@@ -261,11 +284,64 @@ def test_damage_is_named(packed: Path, tmp_path: Path) -> None:
         opened(tmp_path / "copy")
     about = copy() / "images.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "format": 9}))
-    with pytest.raises(UserError, match="format is 9"):
+    with pytest.raises(UserError, match=r"format in images.json is 9"):
         opened(tmp_path / "copy")
     (copy() / "columns.npz").write_bytes(b"no archive")
     with pytest.raises(UserError, match="is damaged"):
         opened(tmp_path / "copy")
+
+
+def test_shards_of_a_stranger_run_no_code(tmp_path: Path) -> None:
+    """litdata itself would unpickle these samples."""
+    trace, out = tmp_path / "trace", tmp_path / "out"
+    write_folder(tmp_path / "all", {"a": 5, "b": 5})
+    pack(list_folder(tmp_path / "all"), out)
+    for file in (*out.glob("chunk-*"), out / "index.json"):
+        file.unlink()
+    writer = litdata.streaming.Cache(str(out), chunk_bytes=2**20)
+    for i in range(10):
+        writer[i] = {"image": RunsCode(trace), "label": 0}
+    writer.done()
+    writer.merge()
+    with pytest.raises(UserError, match="describes other shards than those of kd-data"):
+        opened(out)
+    assert not trace.exists()
+    _ = litdata.StreamingDataset(str(out))[0]
+    assert trace.exists()  # the attack works
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("images.json", lambda about: about["counts"].update(val=-1)),
+        ("images.json", lambda about: about["counts"].update(val=30.0)),
+        ("images.json", lambda about: about.update(class_names="abc")),
+        ("images.json", lambda about: about.update(class_names=["a", "a", "b"])),
+        ("index.json", lambda index: index["chunks"][0].update(filename="../chunk-0-0.bin")),
+        ("index.json", lambda index: index["chunks"][0].update(chunk_bytes=-1)),
+        ("index.json", lambda index: index["config"].update(encryption="fernet")),
+        ("index.json", lambda index: index.update(chunks=None)),
+        ("columns.npz", lambda columns: columns["target"].fill(3)),
+        ("columns.npz", lambda columns: columns["target"].fill(-1)),
+        ("columns.npz", lambda columns: columns.update(target=columns["target"][1:])),
+        ("columns.npz", lambda columns: columns.update(crc32=columns["crc32"] * 1.0)),
+    ],
+)
+def test_changed_descriptions_are_refused(
+    packed: Path, tmp_path: Path, name: str, change: Callable[[Any], object]
+) -> None:
+    file = shutil.copytree(packed, tmp_path / "copy") / name
+    if file.suffix == ".json":
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+    else:
+        with np.load(file) as columns:
+            content = dict(columns)
+        change(content)
+        np.savez(file, **content)
+    with pytest.raises(UserError, match=r"copy is damaged: .*; write it again with kd-data"):
+        opened(file.parent)
 
 
 def test_a_folder_that_is_not_packed_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -280,11 +356,14 @@ def test_kd_data_leaves_out_what_it_cannot_read(
 ) -> None:
     write_folder(tmp_path / "all", {"a": 5, "b": 5})
     (tmp_path / "all" / "a" / "3.png").write_bytes(b"no image")
+    (tmp_path / "all" / "a" / "4.png").unlink()
+    (tmp_path / "all" / "a" / "4.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "all" / "a" / "pipe.png")
     monkeypatch.setattr(sys, "argv", ["kd-data", str(tmp_path / "all"), str(tmp_path / "out")])
     kd_data()
     printed = capsys.readouterr().out
-    assert "1 of 10 images cannot be read: a/3.png; they were left out" in printed
-    assert "9 train images of 2 classes in 1 shards" in printed
+    assert "3 of 11 images cannot be read: a/3.png, a/4.png, a/pipe.png; they were" in printed
+    assert "8 train images of 2 classes in 1 shards" in printed
     with pytest.raises(SystemExit, match="out exists already: choose another folder"):
         kd_data()
 
