@@ -13,7 +13,7 @@ from kd_lightning.cli.console import fail, print_line, print_path
 from kd_lightning.cli.outcome import INTERRUPTED
 from kd_lightning.data.decoded import describe_unreadable
 from kd_lightning.data.listing import list_folder
-from kd_lightning.data.shards import A_SHARD, pack
+from kd_lightning.data.packing import A_SHARD, pack
 from kd_lightning.utils.errors import UserError
 
 

@@ -28,12 +28,10 @@ from kd_lightning.data.batches import (
     TrainingLoader,
 )
 from kd_lightning.data.changes import Changes
+from kd_lightning.data.statistics import channel_stats
 from kd_lightning.data.stored import StoredImages
 from kd_lightning.data.types import UNLABELLED, Batch, ImageSpec, Prepared
 from kd_lightning.utils.errors import UserError
-
-MEASURED = 2000  # images on disk, in random order, whose mean and standard deviation are computed
-A_READ = 256  # of them read at once
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -139,7 +137,7 @@ class ImageDataModule(L.LightningDataModule):
         train = self._with_unlabelled(train)
         self.splits = {"train": train, "val": full.take(val_index), "test": test}
         given = self.mean is not None and self.std is not None
-        mean, std = (self.mean, self.std) if given else _channel_stats(train.inputs)
+        mean, std = (self.mean, self.std) if given else channel_stats(train.inputs)
         assert mean is not None
         assert std is not None
         seen = (self.size, self.size) if self.size is not None else shape
@@ -355,31 +353,6 @@ def _leave_interrupts(worker: int) -> None:
 
 def _hash(*parts: Any) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def _channel_stats(inputs: Tensor | StoredImages) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, N×C×H×W uint8 scaled to 0…1.
-
-    Of images on disk, the first :data:`MEASURED` are measured.
-    """
-    if isinstance(inputs, StoredImages):
-        parts = torch.arange(min(len(inputs), MEASURED)).split(A_READ)
-        blocks = [inputs[part] for part in parts]
-    else:
-        blocks = [inputs]
-    # From histograms of the 256 values: no copy of the data in floating point is needed.
-    counts = torch.stack(
-        [
-            torch.stack([torch.bincount(c.flatten(), minlength=256) for c in block.unbind(1)])
-            for block in blocks
-        ]
-    ).sum(0)
-    counts = counts.double()
-    weights = counts / counts.sum(1, keepdim=True)
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean = weights @ values
-    variance = (weights * (values - mean[:, None]) ** 2).sum(1)
-    return mean.tolist(), variance.sqrt().clamp_min(1e-6).tolist()
 
 
 def _check(condition: bool, message: str) -> None:

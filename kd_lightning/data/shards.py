@@ -1,4 +1,4 @@
-"""Image files packed into the shards of litdata, to be streamed from a disk or a mounted bucket.
+"""Shards of image files in the format of litdata, to be streamed from a disk or a mounted bucket.
 
 A packed folder contains ``index.json`` and ``chunk-*.bin``, which litdata reads, with the bytes of
 the original files and their labels; ``images.json`` with the names of the classes and the number of
@@ -10,32 +10,25 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
-import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, treespec_dumps
 
 from kd_lightning.data.decode import read_image
 from kd_lightning.data.decoded import Squares
-from kd_lightning.data.listing import PARTS, ImageFolder
+from kd_lightning.data.listing import PARTS
 from kd_lightning.data.photos import Photos
 from kd_lightning.data.stored import StoredImages
 from kd_lightning.data.types import UNLABELLED
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.files import PARTIAL
-from kd_lightning.utils.progress import progress
 from kd_lightning.utils.text import one_line
 
 FORMAT = 1
@@ -50,115 +43,14 @@ OURS = {
     "data_spec": treespec_dumps(tree_flatten({"image": b"", "label": 0})[1]),
     "item_loader": "PyTreeLoader",
 }
-A_SHARD = 2**26  # bytes
-A_BLOCK = 256  # files read between two writes
 UNUSED = "100GB"  # limit of litdata's cache of remote shards; it is given to keep litdata silent
-CHECKED = 32  # side to which images are decoded to find unreadable ones, in pixels
-
-
-class Packed(NamedTuple):
-    """Result of :func:`pack`.
-
-    Attributes:
-        counts: number of images in each split.
-        shards: number of shards.
-        is_readable: which files of the listing were packed, a mask.
-    """
-
-    counts: dict[str, int]
-    shards: int
-    is_readable: Tensor
-
-
-def pack(folder: ImageFolder, out: Path, shard_bytes: int = A_SHARD) -> Packed:
-    """Pack the readable images of a folder into shards.
-
-    The folder ``out`` appears when it is complete.
-
-    Args:
-        folder: the images.
-        out: folder of the shards, which must not exist.
-        shard_bytes: size of a shard.
-
-    Raises:
-        UserError: if ``out`` exists or cannot be written, or no image can be read.
-    """
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists already: choose another folder, or delete it")
-    partial = out.with_name(f".{out.name}{PARTIAL}")
-    try:
-        with _writing(out):
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-            try:
-                packed = _pack(folder, partial, shard_bytes)
-                partial.rename(out)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"the shards cannot be written: {error}; choose another folder than {out}"
-        ) from error
-    return packed
-
-
-def _pack(folder: ImageFolder, out: Path, shard_bytes: int) -> Packed:
-    writer = litdata().streaming.Cache(str(out), chunk_bytes=shard_bytes, max_cache_size=UNUSED)
-    generator = torch.Generator().manual_seed(0)
-    splits = np.array(folder.split)
-    members = {name: torch.from_numpy((splits == name).nonzero()[0]) for name in PARTS}
-    counts, packed, checksums = dict.fromkeys(PARTS, 0), [], []
-    digest = hashlib.blake2b(digest_size=16)
-    count = len(folder.listing.files)
-    with progress(f"Packing {count:,} images", count) as advance:
-        for name, found in members.items():
-            order = found[torch.randperm(len(found), generator=generator)].tolist()
-            for position, content in _contents(folder, order):
-                advance(1)
-                if content is None:
-                    continue
-                label = int(folder.target[position])
-                writer[len(packed)] = {"image": content, "label": label}
-                packed.append(position)
-                checksums.append(zlib.crc32(content))
-                digest.update(content)
-                counts[name] += 1
-    if not packed:
-        raise UserError(f"none of the {count} files in {folder.listing.root} is an image")
-    writer.done()
-    writer.merge()
-    is_readable = torch.zeros(count, dtype=torch.bool)
-    is_readable[packed] = True
-    target = folder.target[packed].numpy()
-    digest.update(target.tobytes())
-    np.savez(out / COLUMNS, target=target, crc32=np.array(checksums, dtype=np.uint32))
-    about = {"format": FORMAT, "class_names": folder.class_names, "counts": counts}
-    text = json.dumps({**about, "digest": digest.hexdigest()}, indent=2, ensure_ascii=False)
-    (out / ABOUT).write_text(text)
-    return Packed(counts, len(list(out.glob("*.bin"))), is_readable)
-
-
-def _contents(folder: ImageFolder, order: list[int]) -> Iterator[tuple[int, bytes | None]]:
-    """Yield positions in the listing and the bytes of the files, None of unreadable ones."""
-
-    def read(position: int) -> bytes | None:
-        file = folder.listing.root / folder.listing.files[position]
-        try:
-            read_image(file, CHECKED)  # first, as it refuses pipes and devices
-            return file.read_bytes()
-        except (OSError, UserError):
-            return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(order), A_BLOCK):
-            block = order[start : start + A_BLOCK]
-            yield from zip(block, pool.map(read, block), strict=True)
 
 
 def open_shards(path: Path, squares: Squares) -> Photos:
     """Open a packed folder.
 
     Args:
-        path: the folder, written by :func:`pack`.
+        path: the folder, written by :mod:`kd_lightning.data.packing`.
         squares: what its images are decoded to when they are read.
 
     Raises:
@@ -182,14 +74,14 @@ def open_shards(path: Path, squares: Squares) -> Photos:
     return Photos(names, images, target, dict(zip(PARTS, rows.split(counts), strict=True)))
 
 
-# The files of a packed folder may come from anyone: each is compared with what pack() writes.
+# The files of a packed folder may come from anyone: each is compared with what packing.py writes.
 
 
 def _read_about(path: Path) -> tuple[tuple[str, ...], list[int], str]:
     """Return the names of the classes, the number of images in each split, and the hash.
 
     Raises:
-        ValueError: if ``images.json`` is not as :func:`pack` writes it.
+        ValueError: if ``images.json`` is not as :mod:`kd_lightning.data.packing` writes it.
     """
     about = _read_json(path / ABOUT)
     if about.get("format") != FORMAT:
@@ -212,7 +104,7 @@ def _read_columns(
     """Return the label and the checksum of each image.
 
     Raises:
-        ValueError: if ``columns.npz`` is not as :func:`pack` writes it.
+        ValueError: if ``columns.npz`` is not as :mod:`kd_lightning.data.packing` writes it.
     """
     try:
         with np.load(path / COLUMNS, allow_pickle=False) as columns:
@@ -234,7 +126,8 @@ def _read_index(path: Path, count: int) -> Tensor:
     """Return the position of the first image of each shard.
 
     Raises:
-        ValueError: if ``index.json`` is not as :func:`pack` writes it, or a shard is missing.
+        ValueError: if ``index.json`` is not as :mod:`kd_lightning.data.packing` writes it, or a
+            shard is missing.
     """
     index = _read_json(path / INDEX)
     config, chunks = index.get("config"), index.get("chunks")
@@ -322,20 +215,3 @@ def litdata() -> ModuleType:
         ) from error
     logging.getLogger("litdata").setLevel(logging.WARNING)
     return found
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Keep other processes from writing the same folder."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    file = out.with_name(f".{out.name}.lock")
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process is writing {out}") from error
-    try:
-        yield
-    finally:
-        file.unlink()
-        lock.release()

@@ -11,7 +11,6 @@ matching"), arXiv 2106.05237.
 
 import hashlib
 import logging
-import math
 import mmap
 import os
 import tempfile
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from kd_lightning.data.types import Prepared
 from kd_lightning.nets.taps import Outputs, tapped
 from kd_lightning.teachers.cache_files import Compute, Tables, find_or_compute
-from kd_lightning.utils.divergence import kl_divergence
+from kd_lightning.teachers.compact import compact, largest_error, report_error, restore
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.hashing import sources
 from kd_lightning.utils.networks import Inputs, apply, fitting
@@ -177,7 +176,9 @@ class TeacherCache:
     ) -> int:
         # Extrapolated from one sample: stored size depends on layers, dtype and top_k.
         _, _, batch = next(iter(inputs.batches(device)))
-        rows = self._compact(run_teacher(teacher, apply(batch, lambda x: x[:1]), paths)).values()
+        rows = compact(
+            run_teacher(teacher, apply(batch, lambda x: x[:1]), paths), self.dtype, self.top_k
+        ).values()
         return sum(row.nbytes for row in rows) * inputs.size * inputs.views
 
     def _key(self, teacher: nn.Module, inputs: Prepared) -> str:
@@ -208,11 +209,11 @@ class TeacherCache:
         with progress(what, inputs.size * inputs.views) as advance:
             for view, index, batch in inputs.batches(device):
                 exact = run_teacher(teacher, batch, paths)
-                stored = self._compact(exact)
+                stored = compact(exact, self.dtype, self.top_k)
                 classes = exact["logits"].shape[-1]
                 again = restore(stored, classes)
                 for name in wanted:
-                    worst[name] = max(worst[name], _largest_error(name, exact[name], again[name]))
+                    worst[name] = max(worst[name], largest_error(name, exact[name], again[name]))
                 for name, rows in stored.items():
                     output = name if name in paths else "logits"  # with top_k: 3 tables
                     if output not in tables:
@@ -223,7 +224,7 @@ class TeacherCache:
                     tables[output][name][view, index.cpu()] = rows.cpu()
                 advance(len(index))
         for name, error in worst.items():
-            _report_error(name, error)
+            report_error(name, error)
         if "logits" in tables:
             tables["logits"][":classes"] = torch.tensor(classes)
         return tables
@@ -241,17 +242,6 @@ class TeacherCache:
         except (OSError, AttributeError):  # no room, or a system without posix_fallocate
             return torch.empty(shape, dtype=dtype)
 
-    def _compact(self, rows: Tables) -> Tables:
-        rows = dict(rows)
-        if self.top_k is not None and self.top_k < rows["logits"].shape[-1]:
-            z = rows["logits"].float()
-            rows["logits"], rows[":top"] = z.topk(self.top_k)
-            # The mass of the others is stored as the logit that each would have if all were
-            # equal, so the softmax of the restored row is exact for the k classes.
-            others = z.scatter(-1, rows[":top"], -torch.inf).logsumexp(-1)
-            rows[":other"] = others - math.log(z.shape[-1] - self.top_k)
-        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in rows.items()}
-
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     """Numbers and strings that a module's forward may use, which no state dict holds."""
@@ -263,44 +253,6 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
 def run_teacher(teacher: nn.Module, inputs: Inputs, paths: Sequence[str] = ()) -> Outputs:
     """Return a teacher's ``logits`` and its layers at the paths, without gradient."""
     return tapped(teacher, fitting(inputs, teacher), paths)
-
-
-def restore(rows: Tables, classes: int) -> Outputs:
-    """Convert stored rows to the teacher's outputs: float32, all classes."""
-    rows = {k: v.float() if v.is_floating_point() else v for k, v in rows.items()}
-    if ":top" in rows:
-        others = rows.pop(":other")[..., None]
-        everywhere = others.expand(*others.shape[:-1], classes)
-        rows["logits"] = everywhere.scatter(-1, rows.pop(":top"), rows["logits"])
-    return rows
-
-
-def _largest_error(name: str, exact: Tensor, stored: Tensor) -> float:
-    """Return the largest error that storage causes.
-
-    Returns:
-        KL at T = 1 of logits, in nats; of a layer, the difference relative to its maximum.
-
-    Raises:
-        UserError: if a value exceeds the range of float16.
-    """
-    if torch.equal(exact, stored):
-        return 0.0
-    if not stored.isfinite().all() and exact.isfinite().all():
-        raise UserError(
-            f"the teacher's {name} reach {exact.abs().max():.3g}, beyond the range of "
-            "cache.dtype=float16: use cache.dtype=float32"
-        )
-    if name != "logits":
-        return ((exact - stored).abs().max() / exact.abs().max()).item()
-    return kl_divergence(exact, stored).max().item()
-
-
-def _report_error(name: str, error: float) -> None:
-    if error > 0 and name == "logits":
-        log.info("stored logits differ from exact ones by at most KL = %.1e nats at T = 1", error)
-    elif error > 0:
-        log.info("stored %s differs by at most %.1e of its largest value", name, error)
 
 
 def _size(tables: Tables) -> int:

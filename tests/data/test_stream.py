@@ -24,12 +24,12 @@ from seen import Seen, read_seen
 
 from kd_lightning import TeacherModule
 from kd_lightning.cli.data import main as kd_data
-from kd_lightning.data import batches, shards
+from kd_lightning.data import batches
 from kd_lightning.data.batches import near
 from kd_lightning.data.image_folder import ImageFolderDataModule
 from kd_lightning.data.images import ImageDataModule
 from kd_lightning.data.listing import list_folder
-from kd_lightning.data.shards import pack
+from kd_lightning.data.packing import pack
 from kd_lightning.data.stored import StoredImages
 from kd_lightning.data.stream import StreamDataModule
 from kd_lightning.nets.mlp import MLP
@@ -372,4 +372,3 @@ def test_a_missing_library_is_named(packed: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "litdata", None)
     with pytest.raises(UserError, match=r"pip install 'kd-lightning\[stream\]'"):
         opened(packed)
-    assert shards.FORMAT == 1
