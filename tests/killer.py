@@ -32,6 +32,8 @@ class Killer:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Not ignored, as it is below a shell that runs the tests in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while process.poll() is None and not when():
             time.sleep(0.01)
