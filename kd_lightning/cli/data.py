@@ -62,8 +62,8 @@ def _pack(source: Path, out: Path, unlabelled: Path | None, shard_mb: int) -> No
     if unreadable := describe_unreadable(folder.listing, packed.is_readable):
         print_line(f"{unreadable}; they were left out", style="yellow")
     counts = ", ".join(f"{count:,} {name}" for name, count in packed.counts.items() if count)
-    print_line(f"{counts} images of {len(folder.class_names)} classes in {packed.shards} shards")
-    print_path("shards", out)
+    print_line(f"{counts} images of {len(folder.class_names)} classes; shards: {packed.shards}")
+    print_path("packed", out)
 
 
 if __name__ == "__main__":

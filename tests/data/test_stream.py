@@ -363,7 +363,7 @@ def test_kd_data_leaves_out_what_it_cannot_read(
     kd_data()
     printed = capsys.readouterr().out
     assert "3 of 11 images cannot be read: a/3.png, a/4.png, a/pipe.png; they were" in printed
-    assert "8 train images of 2 classes in 1 shards" in printed
+    assert "8 train images of 2 classes; shards: 1" in printed
     with pytest.raises(SystemExit, match="out exists already: choose another folder"):
         kd_data()
 
