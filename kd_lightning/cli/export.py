@@ -1,17 +1,21 @@
-"""``kd-export RUN``: write the network of a run to an ONNX file that is verified.
+"""``kd-export RUN format=onnx quantize=int8``: write a run's network to files that are verified.
 
-RUN/exported/model.onnx takes raw uint8 images, N×C×H×W, and returns probabilities and logits; the
-normalisation is inside. ONNX Runtime answers all test images from the file, and the answers are
-compared with those of the checkpoint: exported/export.json. If they differ, the exit code is 1.
+A file takes raw uint8 images, N×C×H×W, and returns probabilities and logits; the normalisation is
+inside. Its own runtime answers all test images from the file, and the answers are compared with
+those of the checkpoint: exported/export.json. If they differ, the exit code is 1.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kd_lightning.cli.console import fail, print_line, print_path
 from kd_lightning.cli.quiet import quieten
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import EXPORTED
+
+CHOICES = {"format": ("onnx", "pt2", "executorch"), "quantize": ("none", "int8")}
 
 
 def main() -> None:
@@ -19,7 +23,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     quieten()
     try:
-        _export(arguments.run, arguments.checkpoint, arguments.trust)
+        _export(arguments.run, arguments.checkpoint, arguments.trust, **_words(arguments.settings))
     except UserError as error:
         fail(error)
 
@@ -27,6 +31,12 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kd-export", description=__doc__)
     parser.add_argument("run", type=Path, help="directory of a finished run")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="format=onnx (or several, as in format=onnx,pt2); quantize=int8 or quantize=none",
+    )
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument(
         "--trust", action="store_true", help="run the code that the run names, such as its network"
@@ -34,11 +44,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(path: Path, checkpoint: str, trust: bool) -> None:
+def _words(settings: Sequence[str]) -> dict[str, str]:
+    found = dict(word.partition("=")[::2] for word in settings)
+    for name, value in found.items():
+        if name not in CHOICES:
+            raise UserError(f"{name}={value}: kd-export has only format= and quantize=")
+        if unknown := [part for part in value.split(",") if part not in CHOICES[name]]:
+            raise UserError(f"{name}={unknown[0]} is none of {', '.join(CHOICES[name])}")
+    return found
+
+
+def _export(
+    path: Path, checkpoint: str, trust: bool, format: str = "onnx", quantize: str = "none"
+) -> None:
     from kd_lightning.runs.export import export  # imported late: torch is slow to import
     from kd_lightning.runs.load import load_run
 
-    record = export(load_run(path, checkpoint, trust=trust), trust=trust)
+    run, passed = load_run(path, checkpoint, trust=trust), True
+    for form in format.split(","):
+        for kind in quantize.split(","):
+            record = export(run, form, int8=kind == "int8", trust=trust)
+            _print(record, path)
+            passed &= record["passed"]
+    if not passed:
+        fail("a file does not answer as its checkpoint does: see export.json")
+
+
+def _print(record: dict[str, Any], path: Path) -> None:
+    print_path("exported", path / EXPORTED / record["file"])
     print_line(
         f"accuracy on {record['images']:,} test images: {record['accuracy']:.2%} from the file, "
         f"{record['checkpoint_accuracy']:.2%} from the checkpoint"
@@ -47,9 +80,6 @@ def _export(path: Path, checkpoint: str, trust: bool) -> None:
         f"{record['agreement']:.2%} of the answers agree; logits differ by at most "
         f"{record['largest_difference']:.1e} at a scale of {record['largest_logit']:.3g}"
     )
-    print_path("exported", path / EXPORTED / record["file"])
-    if not record["passed"]:
-        fail("the file does not answer as its checkpoint does: see export.json")
 
 
 if __name__ == "__main__":

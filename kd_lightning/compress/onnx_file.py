@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lightning.compress.deployed import Deployed
 from kd_lightning.data.types import ImageSpec
@@ -21,7 +21,11 @@ INPUT, OUTPUTS = "images", ["probabilities", "logits"]
 
 
 def write_onnx(
-    network: nn.Module, spec: ImageSpec, path: Path, properties: Mapping[str, Any]
+    network: nn.Module,
+    spec: ImageSpec,
+    path: Path,
+    properties: Mapping[str, Any],
+    calibration: Tensor | None = None,
 ) -> None:
     """Write a network with its preprocessing and softmax to an ONNX file.
 
@@ -33,6 +37,7 @@ def write_onnx(
         spec: shape and normalisation of the data.
         path: the file.
         properties: facts to store in the file, as JSON by name.
+        calibration: uint8 images, N×C×H×W; given them, the file computes in int8.
 
     Raises:
         UserError: if the network has an operator that cannot be exported, or a package is missing.

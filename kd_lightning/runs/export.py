@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from kd_lightning.compress.onnx_file import OnnxFile, write_onnx
+from kd_lightning.compress.formats import FORMATS
 from kd_lightning.compress.verify import verify
 from kd_lightning.data.images import ImageDataModule
 from kd_lightning.runs.build import build_data
@@ -19,55 +20,97 @@ from kd_lightning.runs.load import Run
 from kd_lightning.runs.trust import strangers
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_text
+from kd_lightning.utils.reading import read_json
 from kd_lightning.utils.run_directory import EXPORTED
 
-MODEL, RECORD = "model.onnx", "export.json"
+RECORD = "export.json"  # of all files in the folder, by name
 AT_ONCE = 256  # images
+CALIBRATION, FEWEST = 512, 32  # training images
 FACTS = ("task", "role", "method", "seed", "code")  # of the run, stored in the file
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
-def export(run: Run, *, trust: bool = False) -> dict[str, Any]:
-    """Write a run's network to ``exported/model.onnx`` and verify the file on all test images.
+def export(
+    run: Run, form: str = "onnx", *, int8: bool = False, trust: bool = False
+) -> dict[str, Any]:
+    """Write a run's network to a file in ``exported/`` and verify it on all test images.
 
-    The record, ``exported/export.json``, is written whether or not the file passes.
+    The record in ``exported/export.json`` is written whether or not the file passes.
 
     Args:
         run: a finished run of images.
-        trust: read the test images by any class that the run names, which runs its code.
+        form: one of :data:`~kd_lightning.compress.formats.FORMATS`.
+        int8: compute in int8, with ranges of activations from training images without
+            augmentation.
+        trust: read the images by any class that the run names, which runs its code.
 
     Returns:
-        The record: the figures of :func:`~kd_lightning.compress.verify.verify`, ``bytes``,
-        ``sha256``, and ``versions``.
+        The file's record: its name, the figures of
+        :func:`~kd_lightning.compress.verify.verify`, ``bytes``, ``sha256``, and ``versions``.
 
     Raises:
-        UserError: if the run is not finished, its test images cannot be read, or the network
+        UserError: if the run is not finished, its images cannot be read, or the network
             cannot be exported.
     """
+    if form not in FORMATS:
+        raise UserError(f"format={form} is none of {', '.join(FORMATS)}")
     if not run.is_finished:
         raise UserError(f"{run.path} is not finished: resume={run.path} goes on with it")
-    data = _test_data(run, trust)  # first, because an export that is not verified is worth nothing
-    folder = run.path / EXPORTED
-    file = folder / MODEL
+    data = _data(run, trust)  # first, because an export that is not verified is worth nothing
+    written = FORMATS[form]
+    file = run.path / EXPORTED / f"{'model_int8' if int8 else 'model'}{written.suffix}"
     names = list(run.spec.class_names)
     facts = {name: run.facts[name] for name in FACTS}
+    shape = run.spec.input_shape
+    calibration = _calibration(data, shape) if int8 else None
     try:
-        write_onnx(run.network, run.spec, file, {"class_names": names, "run": facts})
+        properties = {"class_names": names, "run": facts}
+        written.write(run.network, run.spec, file, properties, calibration)
         content = file.read_bytes()
         record = {
-            "file": MODEL,
-            **verify(OnnxFile(file), run.network, run.spec, _samples(data, run.spec.input_shape)),
+            "file": file.name,
+            "format": form,
+            "int8": int8,
+            **verify(written.load(file), run.network, run.spec, _test_images(data, shape)),
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
-            "versions": {name: version(name) for name in PACKAGES},
+            "versions": {name: version(name) for name in ("torch", *written.packages)},
         }
-        write_text(folder / RECORD, json.dumps(record, indent=2))
+        records = read_json(file.parent / RECORD) if (file.parent / RECORD).is_file() else {}
+        write_text(file.parent / RECORD, json.dumps({**records, file.name: record}, indent=2))
     except OSError as error:
         raise UserError(f"the export cannot be written: {error}") from error
     return record
 
 
-def _test_data(run: Run, trust: bool) -> ImageDataModule:
+def exported_file(run_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """Return the path and the record of an exported file.
+
+    Raises:
+        UserError: if it does not exist, or is not the file that was verified.
+    """
+    folder = run_dir / EXPORTED
+    records = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record, file = records.get(name), folder / name
+    if not isinstance(record, dict) or not file.is_file():
+        raise UserError(f"{run_dir} has no {EXPORTED}/{name}: see kd-export")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != record.get("sha256"):
+        raise UserError(f"{file} has changed since it was verified: export it again")
+    return file, record
+
+
+def _calibration(data: ImageDataModule, shape: tuple[int, ...]) -> Tensor:
+    """Return training images without augmentation; validation and test images stay unseen."""
+    count = len(data.splits["train"].target)
+    if count < FEWEST:
+        raise UserError(
+            f"int8 needs at least {FEWEST} training images to calibrate, and there are {count}"
+        )
+    # At random, because a folder lists them by class.
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    return center_crop(data.splits["train"].inputs[chosen], list(shape[1:]))
+
+
+def _data(run: Run, trust: bool) -> ImageDataModule:
     described = OmegaConf.to_container(run.config.data, resolve=True)
     if not trust and (unknown := strangers(described)):
         raise UserError(f"the run's data name {unknown[0]}: say --trust if you trust this code")
@@ -79,8 +122,8 @@ def _test_data(run: Run, trust: bool) -> ImageDataModule:
     return data
 
 
-def _samples(data: ImageDataModule, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the test images as they are given to a network, but for their scale, and labels."""
+def _test_images(data: ImageDataModule, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the test images, as they are but for a crop, and their labels."""
     inputs, target = data.splits["test"]
     for index in torch.arange(len(target)).split(AT_ONCE):
         yield center_crop(inputs[index], list(shape[1:])), target[index]

@@ -52,7 +52,7 @@ def test_file_answers_as_its_checkpoint_on_all_test_images(
     monkeypatch.setattr(sys, "argv", ["kd-export", str(path)])
     kd_export()
     file = path / "exported" / "model.onnx"
-    record = json.loads((path / "exported" / "export.json").read_text())
+    record = json.loads((path / "exported" / "export.json").read_text())["model.onnx"]
     logits, target = recompute(digits_run, "test")
     accuracy = float((logits.argmax(1) == target).double().mean())
     assert record["passed"]

@@ -1,0 +1,44 @@
+"""Formats in which a network is shipped: how each is written, and run by its own runtime."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from kd_lightning.compress.onnx_file import OnnxFile, write_onnx
+from kd_lightning.data.types import ImageSpec
+
+# Probabilities and logits, N×K each, of uint8 images, N×C×H×W, by an exported file.
+Runtime = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Writes a network for a specification to a path, with properties to store in the file. Given
+# calibration images, uint8 N×C×H×W, the file computes in int8.
+Writer = Callable[[nn.Module, ImageSpec, Path, Mapping[str, Any], Tensor | None], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """Format of exported files.
+
+    Attributes:
+        suffix: of the file's name.
+        packages: whose versions are recorded, beside torch.
+        write: writes a file.
+        load: loads a file into its runtime, on one thread of the CPU.
+        batches: sizes of batches that a file takes; empty for any.
+        takes_int8: whether the format has an int8 variant.
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    write: Writer
+    load: Callable[[Path], Runtime]
+    batches: tuple[int, ...] = ()
+    takes_int8: bool = True
+
+
+FORMATS = {
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, OnnxFile),
+}
