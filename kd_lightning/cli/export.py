@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _words(settings: Sequence[str]) -> dict[str, str]:
-    found = dict(word.partition("=")[::2] for word in settings)
+    found: dict[str, str] = {}
+    for word in settings:
+        name, _, found[name] = word.partition("=")
     for name, value in found.items():
         if name not in CHOICES:
             raise UserError(f"{name}={value}: kd-export has only format= and quantize=")
