@@ -37,7 +37,7 @@ INSIDE = {
         "transfer",
     },
     "compress": {"utils", "data.types"},
-    "callbacks": {"utils", "modules", "metrics", "data.types"},
+    "callbacks": {"utils", "modules", "metrics", "data.types", "compress"},
     "runs": BELOW_RUNS,
     "report": {"utils", "metrics.figures"},
     "cli": {*BELOW_RUNS, "runs", "report"},

@@ -1,6 +1,7 @@
 """ONNX files: written from a network, and run by ONNX Runtime."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.compress.deployed import Deployed
+from kd_lightning.compress.fake_quantize import bits_of, is_quantized, plain_copy
+from kd_lightning.compress.int8_onnx import int8_share, quantize_model
 from kd_lightning.data.types import ImageSpec
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_atomically
@@ -40,15 +43,19 @@ def write_onnx(
         calibration: uint8 images, N×C×H×W; given them, the file computes in int8.
 
     Raises:
-        UserError: if the network has an operator that cannot be exported, or a package is missing.
+        UserError: if the network has an operator that cannot be exported, or is fake-quantised to
+            another width than the file's, or a package is missing.
     """
     onnx, _ = _libraries()
+    if is_quantized(network):
+        _check_bits(network, calibration)
+    plain, steps = plain_copy(network)
     # Two images: a batch of one would make the size of the batch a constant.
     example = torch.zeros(2, *spec.input_shape, dtype=torch.uint8)
     batch = {INPUT: {0: torch.export.Dim("batch")}}
     try:
         program = torch.onnx.export(
-            Deployed(network, spec).eval(),
+            Deployed(plain, spec).eval(),
             (example,),
             dynamo=True,
             input_names=[INPUT],
@@ -63,6 +70,8 @@ def write_onnx(
         ) from error
     assert program is not None
     model = program.model_proto
+    if calibration is not None:
+        model = quantize_model(model, calibration, steps, OUTPUTS[1])
     _strip(model)
     for name, value in properties.items():
         entry = model.metadata_props.add()
@@ -83,20 +92,48 @@ class OnnxFile:
     """
 
     def __init__(self, path: Path) -> None:
-        _, runtime = _libraries()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        try:
-            self.session = runtime.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime has an exception type for each status
-            raise UserError(f"{path} cannot be loaded: {one_line(error)}") from error
+        self.path = path
+        self.session = self._session()
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities and logits, N×K each, of uint8 images, N×C×H×W."""
         probabilities, logits = self.session.run(OUTPUTS, {INPUT: images})
         return probabilities, logits
+
+    @property
+    def int8_share(self) -> float:
+        """Share of the weighted operators that compute in int8, in the optimised graph."""
+        onnx, _ = _libraries()
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder, "optimized.onnx")
+            self._session(optimized)
+            return int8_share(onnx.load(optimized))
+
+    def _session(self, optimized: Path | None = None) -> Any:
+        """Create a session; with a path, also write the graph as it is optimised."""
+        _, runtime = _libraries()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+            options.log_severity_level = (
+                3  # a warning says that other processors optimise otherwise
+            )
+        try:
+            return runtime.InferenceSession(
+                self.path.read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime has an exception type for each status
+            raise UserError(f"{self.path} cannot be loaded: {one_line(error)}") from error
+
+
+def _check_bits(network: nn.Module, calibration: Tensor | None) -> None:
+    if calibration is None:
+        raise UserError("the network is quantised: export it with quantize=int8")
+    if (bits := bits_of(network)) != 8:
+        raise UserError(
+            f"the network is quantised to {bits} bits, which are simulated: files exist for 8"
+        )
 
 
 def _strip(model: Any) -> None:

@@ -33,6 +33,8 @@ from kd_lightning.data.stored import StoredImages
 from kd_lightning.data.types import UNLABELLED, Batch, ImageSpec, Prepared
 from kd_lightning.utils.errors import UserError
 
+FEWEST = 32  # images of a calibration
+
 
 class ImageDataModule(L.LightningDataModule):
     """Training, validation and test images, with random access to all of them.
@@ -229,6 +231,24 @@ class ImageDataModule(L.LightningDataModule):
             return _hash(self._digest(split, "inputs"), self.spec, augment)
 
         return Prepared(len(inputs), views, fingerprint, batches)
+
+    def calibration(self, count: int) -> Tensor:
+        """Return training images without augmentation, uint8, N×C×H×W, drawn at random.
+
+        Args:
+            count: N; all images if there are fewer.
+
+        Raises:
+            UserError: if there are too few to know the range of activations.
+        """
+        inputs, there = self.splits["train"].inputs, len(self.splits["train"].inputs)
+        _check(
+            min(count, there) >= FEWEST,
+            f"calibration needs at least {FEWEST} training images, and there are "
+            f"{min(count, there)}",
+        )
+        order = torch.randperm(there, generator=torch.Generator().manual_seed(0))
+        return center_crop(inputs[order[:count]], [*self.spec.input_shape[1:]])
 
     def _digest(self, split: str, name: str) -> str:
         """Return the hash of one tensor of a split, computed once for teachers and caches."""

@@ -147,6 +147,8 @@ def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
         UserError: if there are more CPU processes than cores.
     """
     callbacks = _all_of(make(cfg.callbacks, "callbacks"), L.Callback, "callbacks")
+    if cfg.get("quantize"):
+        callbacks += _all_of({"": make(cfg.quantize, "quantize")}, L.Callback, "quantize")
     loggers = _all_of(make(cfg.get("logger") or {}, "logger"), Logger, "logger")
     # Without a terminal, a progress bar would only fill a log file.
     is_watched = cfg.trainer.enable_progress_bar and sys.stdout.isatty()

@@ -45,6 +45,8 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             "the section callbacks is missing: leave out single ones, as ~callbacks.progress"
         )
+    if cfg.get("quantize") is not None:
+        check_section(cfg, "quantize")
     config = plain(cfg)
     for section in ("callbacks", "logger"):
         for name, value in (config.get(section) or {}).items():

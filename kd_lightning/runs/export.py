@@ -25,7 +25,7 @@ from kd_lightning.utils.run_directory import EXPORTED
 
 RECORD = "export.json"  # of all files in the folder, by name
 AT_ONCE = 256  # images
-CALIBRATION, FEWEST = 512, 32  # training images
+CALIBRATION = 512  # training images
 FACTS = ("task", "role", "method", "seed", "code")  # of the run, stored in the file
 
 
@@ -61,7 +61,7 @@ def export(
     names = list(run.spec.class_names)
     facts = {name: run.facts[name] for name in FACTS}
     shape = run.spec.input_shape
-    calibration = _calibration(data, shape) if int8 else None
+    calibration = data.calibration(CALIBRATION) if int8 else None
     try:
         properties = {"class_names": names, "run": facts}
         written.write(run.network, run.spec, file, properties, calibration)
@@ -96,18 +96,6 @@ def exported_file(run_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
     if hashlib.sha256(file.read_bytes()).hexdigest() != record.get("sha256"):
         raise UserError(f"{file} has changed since it was verified: export it again")
     return file, record
-
-
-def _calibration(data: ImageDataModule, shape: tuple[int, ...]) -> Tensor:
-    """Return training images without augmentation; validation and test images stay unseen."""
-    count = len(data.splits["train"].target)
-    if count < FEWEST:
-        raise UserError(
-            f"int8 needs at least {FEWEST} training images to calibrate, and there are {count}"
-        )
-    # At random, because a folder lists them by class.
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:CALIBRATION]
-    return center_crop(data.splits["train"].inputs[chosen], list(shape[1:]))
 
 
 def _data(run: Run, trust: bool) -> ImageDataModule:

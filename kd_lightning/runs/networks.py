@@ -10,7 +10,10 @@ from kd_lightning.utils.errors import UserError
 OWN = ("mean", "std", "size", "interpolation")  # settings of every network's preprocessing
 PREPROCESSED = "kd_lightning.nets.preprocessing.preprocessed"
 PROBED = "kd_lightning.nets.probe.linear_probe"
+QUANTIZED = "kd_lightning.compress.fake_quantize.fake_quantized"
 PROBE = "kd_lightning.modules.ProbeModule"  # trains the head
+OWN_TARGETS = (PREPROCESSED, PROBED, QUANTIZED)
+SUPERVISED = ("kd_lightning.modules.TeacherModule", PROBE)
 
 
 def added(word: str) -> str:
@@ -34,14 +37,16 @@ def with_own_parts(cfg: DictConfig) -> DictConfig:
     In the sections ``student`` and ``teacher``, the settings :data:`OWN` and ``head`` belong to
     this package, unless the network's class takes an argument of that name.
 
+    With ``quantize=``, the student is created fake-quantised, wherever it is created.
+
     Raises:
-        UserError: if a student has a ``head``.
+        UserError: if a student has a ``head``, or no student is trained that could be quantised.
     """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     for section in ("student", "teacher"):
         net = cfg.get(section)
-        if not OmegaConf.is_dict(net) or net.get("_target_", PROBED) in (PREPROCESSED, PROBED):
+        if not OmegaConf.is_dict(net) or net.get("_target_", PROBED) in OWN_TARGETS:
             continue
         names = [name for name in OWN if name in net and not takes(net._target_, name)]
         head = net.pop("head", None) if not takes(net._target_, "head") else None
@@ -54,12 +59,25 @@ def with_own_parts(cfg: DictConfig) -> DictConfig:
             net = {"_target_": PROBED, "_partial_": True, "net": net, "head": head}
             _probe(cfg)
         cfg[section] = net
+    _quantize(cfg)
     return cfg
+
+
+def _quantize(cfg: DictConfig) -> None:
+    quantize = cfg.get("quantize")
+    if not OmegaConf.is_dict(quantize) or cfg.student.get("_target_") == QUANTIZED:
+        return
+    if cfg.model._target_ in SUPERVISED:
+        raise UserError(
+            "quantize= quantises a student: choose model=student, with method=ce for labels alone"
+        )
+    own = {"_partial_": True, "net": cfg.student, "bits": quantize.get("bits", 8)}
+    cfg.student = {"_target_": QUANTIZED, **own}
 
 
 def _probe(cfg: DictConfig) -> None:
     """Let teachers be trained as linear probes: in one step."""
     for job in (cfg, cfg.pretrain):
-        if job.model._target_ == "kd_lightning.modules.TeacherModule":
+        if job.model._target_ == SUPERVISED[0]:
             job.model._target_ = PROBE
             job.trainer.max_epochs = 1

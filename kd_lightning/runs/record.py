@@ -28,6 +28,7 @@ from typing import Any
 
 from kd_lightning import __version__
 from kd_lightning.metrics.figures import parse
+from kd_lightning.runs.networks import QUANTIZED
 from kd_lightning.utils.files import write_text
 from kd_lightning.utils.reading import read_json
 from kd_lightning.utils.run_directory import FACTS, FORMAT, METRICS
@@ -52,7 +53,7 @@ OWN_DATA = "kd_lightning.data."  # datamodules whose `root` only says where the 
 # Sections of a configuration that determine the result of a run, by its role.
 TRAINING = ("optimizer", "lr_scheduler", "trainer", "callbacks", "data", "augment", "task")
 TEACHER_SECTIONS = ("teacher", *TRAINING)
-BASELINE_SECTIONS = ("student", "method", "model", *TRAINING)
+BASELINE_SECTIONS = ("student", "method", "model", "quantize", *TRAINING)
 
 STUDENT_SECTIONS = (
     *BASELINE_SECTIONS,
@@ -112,6 +113,8 @@ def _flat(config: Mapping[str, Any], role: str) -> dict[str, Any]:
         # The first link of a chain has the role of a teacher but trains the student's network.
         if role == "teacher" and section == "teacher":
             value = (config.get("model") or {}).get("net", value)
+        if isinstance(value, Mapping) and value.get("_target_") == QUANTIZED:
+            value = value["net"]  # the section quantize says the rest
         flat |= dict(_leaves(value, section))
     return flat
 

@@ -29,7 +29,8 @@ TRUST = "KD_TRUST"  # environment variable of one command, for its DDP processes
 NETS = "kd_lightning.nets."
 # Of this package: the functions and classes that options of conf/ name. Not, for example, utils,
 # whose functions write files.
-PURE = (NETS, *(f"kd_lightning.{part}." for part in ("losses", "transfer", "schedules")))
+FACTORIES = (NETS, "kd_lightning.compress.fake_quantize.")  # of networks
+PURE = (*FACTORIES, *(f"kd_lightning.{part}." for part in ("losses", "transfer", "schedules")))
 PARTS = ("objective", "tasks", "modules", "data", "callbacks", "teachers", "metrics")
 OURS = (*PURE, *(f"kd_lightning.{part}." for part in PARTS), "kd_lightning.cli.launch.Launch")
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "kd_lightning", "timm")
@@ -97,7 +98,7 @@ def is_network(target: str) -> bool:
     except NameError:  # of a type that is imported for type checkers only
         return False
     is_factory = isinstance(made, type) and issubclass(made, nn.Module)
-    return is_factory and is_known(target) and found.__module__.startswith(NETS)
+    return is_factory and is_known(target) and f"{found.__module__}.".startswith(FACTORIES)
 
 
 def _known_object(target: str) -> Any:
