@@ -10,8 +10,7 @@ from kd_lightning.utils.run_directory import (
     METRICS,
     Record,
     RunDirectory,
-    is_run,
-    jobs_of,
+    find_runs,
     read_run,
 )
 
@@ -36,14 +35,7 @@ def read_runs(folders: Sequence[Path], convert: Convert | None = None) -> list[R
     Raises:
         UserError: if a directory is neither, or a file in it is damaged.
     """
-    paths: dict[Path, Path] = {}
-    for folder in folders:
-        jobs = [folder] if is_run(folder) else jobs_of(folder)
-        if not jobs:
-            raise UserError(f"{folder} is neither a run directory nor a sweep directory")
-        for job in jobs:
-            paths.setdefault(job.resolve(), job)
-    return [_read(path, convert) for path in paths.values()]
+    return [_read(path, convert) for path in find_runs(folders)]
 
 
 def _read(path: Path, convert: Convert | None) -> RunDirectory:

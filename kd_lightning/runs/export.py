@@ -57,7 +57,7 @@ def export(
         raise UserError(f"{run.path} is not finished: resume={run.path} goes on with it")
     data = _data(run, trust)  # first, because an export that is not verified is worth nothing
     written = FORMATS[form]
-    file = run.path / EXPORTED / f"{'model_int8' if int8 else 'model'}{written.suffix}"
+    file = run.path / EXPORTED / file_name(form, int8)
     names = list(run.spec.class_names)
     facts = {name: run.facts[name] for name in FACTS}
     shape = run.spec.input_shape
@@ -80,6 +80,11 @@ def export(
     except OSError as error:
         raise UserError(f"the export cannot be written: {error}") from error
     return record
+
+
+def file_name(form: str, int8: bool) -> str:
+    """Return the name of the file that :func:`export` writes."""
+    return f"{'model_int8' if int8 else 'model'}{FORMATS[form].suffix}"
 
 
 def exported_file(run_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:

@@ -6,7 +6,7 @@ metrics.json      figures by name (see :mod:`kd_lightning.metrics.figures`); wri
                   its presence marks the run as finished
 diagnostics.npz   tables for plots, of the best epoch on validation data
 checkpoints/      best.ckpt, last.ckpt
-exported/         model.onnx and export.json, of kd-export
+exported/         model.onnx and export.json, of kd-export; benchmark.json, of kd-benchmark
 links/            run directories of the links, in a chain's directory
 tensorboard/  metrics.csv  train.log
 
@@ -14,7 +14,7 @@ The module imports neither torch nor Lightning, so reports and tables start quic
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from kd_lightning.utils.reading import is_there, read_json
 
 CONFIG, FACTS, METRICS = ".hydra/config.yaml", "run.json", "metrics.json"
 DIAGNOSTICS, CURVES, LINKS = "diagnostics.npz", "metrics.csv", "links"
-EXPORTED = "exported"
+EXPORTED, BENCHMARK = "exported", "exported/benchmark.json"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 FORMAT = 1  # version of run.json; readers reject other versions instead of misreading them
 
@@ -127,6 +127,25 @@ def jobs_of(folder: Path) -> list[Path]:
     """Return the run directories in a sweep's directory, in the order of their numbers."""
     # By number, since job 10 would precede job 2 in alphabetical order.
     return sorted((p for p in folder.glob("*") if p.is_dir() and is_run(p)), key=_number)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the run directories among folders and in sweep directories, each once.
+
+    Args:
+        folders: run directories, sweep directories, or both.
+
+    Raises:
+        UserError: if a directory is neither.
+    """
+    paths: dict[Path, Path] = {}
+    for folder in folders:
+        jobs = [folder] if is_run(folder) else jobs_of(folder)
+        if not jobs:
+            raise UserError(f"{folder} is neither a run directory nor a sweep directory")
+        for job in jobs:
+            paths.setdefault(job.resolve(), job)
+    return [*paths.values()]
 
 
 def find_checkpoint(path: str | Path, name: str = "best") -> Path:
