@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kd_lightning.metrics.figures import TEACHER
+from kd_lightning.report.exported import Exported, read_exported
 from kd_lightning.report.groups import Group, Groups, find_baselines, group_runs
 from kd_lightning.report.statistics import (
     Difference,
@@ -98,6 +99,7 @@ class Report:
         teachers: teachers of all groups.
         unfinished: runs without figures.
         repeats: runs replaced by a later run of the same group and seed.
+        exported: exported files of the groups and their teachers.
         named: baseline chosen with ``--baseline``; empty for students trained on labels alone.
     """
 
@@ -106,6 +108,7 @@ class Report:
     teachers: list[Teacher]
     unfinished: list[RunDirectory]
     repeats: list[RunDirectory]
+    exported: Exported
     named: str = ""
 
     @property
@@ -160,6 +163,7 @@ def build_report(runs: Sequence[RunDirectory], named: Sequence[str] = ()) -> Rep
         _teachers(groups.groups),
         [run for run in runs if not (run.is_finished or run.same_as)],
         groups.repeats,
+        read_exported(groups.groups),
         ", ".join(named),
     )
 

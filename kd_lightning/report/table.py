@@ -144,6 +144,19 @@ def percents(share: float) -> str:
     return number(share, "%")
 
 
+def file_size(count: float) -> str:
+    """Format a number of bytes.
+
+    >>> file_size(110862), file_size(4812345), file_size(999.6)
+    ('111 kB', '4.81 MB', '1 kB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        # By what would be shown: 999.6 bytes are 1 kB, not 1,000 bytes.
+        if float(f"{count:.3g}") >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.3g} bytes"
+
+
 def spread(summary: "Summary | None", unit: Unit = "%") -> str:
     """Format mean and standard deviation, ``97.73 ± 0.12``; of a single run, the mean alone."""
     known = (summary.mean, summary.sd) if summary else ()

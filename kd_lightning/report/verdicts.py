@@ -16,7 +16,7 @@ from kd_lightning.report.statistics import (
     Difference,
     verdict,
 )
-from kd_lightning.report.table import p_value, points, signed_interval
+from kd_lightning.report.table import file_size, p_value, points, signed_interval
 from kd_lightning.utils.run_directory import RunDirectory
 
 METHOD = (
@@ -25,6 +25,7 @@ METHOD = (
     "intervals are not corrected. The best group (★) is chosen on validation data, never on "
     "test data."
 )
+NEAR = 0.005  # of accuracy: a student this far below its teacher is about as accurate
 # What each control removes from the teacher's outputs, in the order of the report's sentences.
 REMOVES = {
     "permuted": "the teacher's ranking of the wrong classes",
@@ -205,7 +206,47 @@ def notes(report: Report) -> list[str]:
         found.append(f"The runs used different versions of the code: {', '.join(commits)}.")
     if report.unfinished:
         found.append(f"Left out because unfinished or failed: {_paths(report.unfinished)}.")
-    return found
+    return [*found, *shipping(report)]
+
+
+def shipping(report: Report) -> list[str]:
+    """Name the smallest exported student that is about as accurate as its teacher.
+
+    There is a sentence for each teacher, if files were measured with kd-benchmark.
+    """
+    exported = report.exported
+    found = [_smallest(teacher, report) for teacher in report.teachers]
+    if len(exported.cpus) and not exported.have_one_machine:
+        where = f"CPUs ({'; '.join(exported.cpus)})" if len(exported.cpus) > 1 else "versions"
+        found.append(
+            f"The exported files were measured with different {where}, so their times are not "
+            f"compared: measure all runs with one kd-benchmark."
+        )
+    return [sentence for sentence in found if sentence]
+
+
+def _smallest(teacher: Teacher, report: Report) -> str:
+    exported, scores = report.exported, teacher.summary(TEST)
+    files = [p for p in exported.students if p.group and p.group.label in teacher.groups]
+    if not scores or not files:
+        return ""
+    goal = f"within {100 * NEAR:g} points of the {teacher_name(teacher, report)} on test data"
+    near = [p for p in files if p.accuracy.mean >= scores.mean - NEAR]
+    if not near:
+        best = max(files, key=lambda p: p.accuracy.mean)
+        return (
+            f"No exported student is {goal} ({with_unit(scores.mean, '%')}): the best reaches "
+            f"{with_unit(best.accuracy.mean, '%')}."
+        )
+    point = min(near, key=lambda p: (p.bytes, -p.accuracy.mean))
+    assert point.group
+    ms = [f"{point.ms:.2g} ms"] if exported.have_one_machine else []
+    figures = [file_size(point.bytes), *ms, with_unit(point.accuracy.mean, "%")]
+    seeds = f" (mean of {point.accuracy.n} seeds)" if point.accuracy.n > 1 else ""
+    return (
+        f"The smallest student {goal} ({with_unit(scores.mean, '%')}): {point.group.label} as "
+        f"{point.name}, {', '.join(figures)}{seeds}."
+    )
 
 
 def common_overrides(report: Report) -> str:

@@ -1,7 +1,7 @@
 """Plots of a report."""
 
 from kd_lightning.report.compare import Report
-from kd_lightning.report.plots import accuracy, curves, diagnostics
+from kd_lightning.report.plots import accuracy, curves, diagnostics, pareto
 from kd_lightning.report.plots.base import Plot, style
 
 
@@ -11,6 +11,7 @@ def draw(report: Report) -> list[Plot]:
         return [
             *accuracy.temperature_and_alpha(report),
             *accuracy.size(report),
+            *pareto.plots(report),
             *curves.learning_curves(report),
             *curves.chains(report),
             *diagnostics.plots(report),

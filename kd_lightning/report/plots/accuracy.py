@@ -18,10 +18,15 @@ from kd_lightning.report.plots.base import (
     Plot,
     baseline_name,
     colors_of,
+    label_of,
     legend,
+    log_axis,
     mean_of,
     panels,
+    pareto_front,
     percent_axis,
+    series_of,
+    student_columns,
     ticks_at,
 )
 from kd_lightning.report.table import percents
@@ -31,8 +36,6 @@ T, ALPHA = "method.temperature", "method.alpha"
 AXES = {T: "temperature T", ALPHA: "weight α of the response loss"}
 BARS = "Bars are one standard deviation over seeds."
 MOST_PANELS = 4  # heat maps side by side whose cells are wide enough for their numbers
-
-Series = dict[str, list[Row]]
 
 
 def temperature_and_alpha(report: Report) -> list[Plot]:
@@ -45,7 +48,7 @@ def temperature_and_alpha(report: Report) -> list[Plot]:
 
 def _heat_maps(report: Report) -> Plot | None:
     rows = [row for row in report.rows if _has(row, T, ALPHA)]
-    parts = _series(rows, lambda row: _label(row, report, without=(T, ALPHA)))
+    parts = series_of(rows, lambda row: label_of(row, report, without=(T, ALPHA)))
     shown = {name: part for name, part in parts.items() if _is_grid(part)}
     shown = dict(list(shown.items())[:MOST_PANELS])
     if not shown:
@@ -91,7 +94,7 @@ def _heat_map(ax: Any, rows: list[Row], low: float, high: float) -> Any:
 def _lines(report: Report, key: str) -> Plot | None:
     # Baselines have no temperature, but α = 0 is a point of the curve over α.
     rows = [row for row in report.rows if _has(row, key)]
-    series = _series(rows, lambda row: _label(row, report, without=(key,)))
+    series = series_of(rows, lambda row: label_of(row, report, without=(key,)))
     series = {k: v for k, v in series.items() if len({_setting(row, key) for row in v}) > 1}
     if not series:
         return None
@@ -117,8 +120,8 @@ def size(report: Report) -> list[Plot]:
     rows = [row for row in report.rows if row.val and row.group.scores("parameters")]
     if len({_parameters(row) for row in rows}) < 2:
         return []
-    students = [key for key in report.columns if key.partition(".")[0] == "student"]
-    series = _series(rows, lambda row: _label(row, report, without=students) or "student")
+    students = student_columns(report)
+    series = series_of(rows, lambda row: label_of(row, report, without=students) or "student")
     figure, (ax,) = panels(1)
     for (name, part), color in zip(series.items(), colors_of([*series.values()]), strict=True):
         ax.errorbar(*_points(part, _parameters), marker="o", label=name, color=color)
@@ -127,29 +130,13 @@ def size(report: Report) -> list[Plot]:
         if len(place) == 2:
             name = teacher_name(teacher, report)
             ax.plot(*place, "*", color=TEACHER_COLOR, markersize=12, label=name)
-    _pareto_front(ax, rows)
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    # By default, a log axis of less than one decade has hardly any labels.
-    ticks = [d * 10.0**e for e in range(13) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
-    ticks = ticks if len(ticks) < 8 else [tick for tick in ticks if str(tick)[0] == "1"]
-    ticks_at(ax.xaxis, ticks, [_count(tick) for tick in ticks])
+    pareto_front(ax, [(_parameters(row), mean_of(row)) for row in rows])
+    log_axis(ax, _count)
     percent_axis(ax.yaxis)
     ax.set(xlabel="parameters", ylabel="validation accuracy")
     legend(ax)
     caption = f"{BARS} No student is both smaller and better than one on the Pareto front."
     return [Plot("size", "Accuracy against size", caption, figure)]
-
-
-def _pareto_front(ax: Any, rows: list[Row]) -> None:
-    best, front = -1.0, []
-    # By size, and the best first among equal sizes: only improvements belong to the front.
-    for row in sorted(rows, key=lambda r: (_parameters(r), -mean_of(r))):
-        if mean_of(row) > best:
-            best = mean_of(row)
-            front.append((_parameters(row), best))
-    steps = [*front, (max(map(_parameters, rows)), best)]
-    ax.step(*zip(*steps, strict=True), where="post", color=GREY, ls=":", label="Pareto front")
 
 
 def _points(
@@ -159,18 +146,6 @@ def _points(
     rows = sorted(rows, key=x)
     bars = [row.val.sd or 0.0 if row.val else 0.0 for row in rows]
     return [x(row) for row in rows], [mean_of(row) for row in rows], bars
-
-
-def _series(rows: Sequence[Row], name: Callable[[Row], str]) -> Series:
-    found: Series = {}
-    for row in rows:
-        found.setdefault(name(row), []).append(row)
-    return found
-
-
-def _label(row: Row, report: Report, without: Sequence[str]) -> str:
-    kept = {key: name for key, name in report.columns.items() if key not in without}
-    return ", ".join(f"{name}={row.group.values[key]}" for key, name in kept.items())
 
 
 def _has(row: Row, *keys: str) -> bool:

@@ -2,9 +2,10 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil, floor, log10, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ GREY = "#8a9099"  # colour of baselines
 COLORS = ("#3f86d8", "#e08a2e", "#36a269", "#a067d4", "#d9575c", "#2aa5b3", "#b5852a", "#d46aa6")
 TEACHER_COLOR = COLORS[3]
 NARROW, WIDE = (5.8, 3.9), 12.0  # inches
+NARROWEST = 5.0  # ratio of the ends of a log axis, so that it has two ticks of 1, 2, 5 or more
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -114,6 +116,54 @@ def ticks_at(axis: Any, ticks: Sequence[float], labels: Sequence[str]) -> None:
     axis.set_ticks(ticks, labels=labels)
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def log_axis(axes: Any, text: Callable[[float], str]) -> None:
+    """Make the horizontal axis logarithmic, with a few round ticks."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if high / low < NARROWEST:
+        middle, half = sqrt(low * high), sqrt(NARROWEST)
+        low, high = axes.set_xlim(middle / half, middle * half)
+    # By default, a log axis of less than one decade has hardly any labels.
+    decades = range(floor(log10(low)), ceil(log10(high)) + 1)
+    found = [(d, e) for e in decades for d in (1, 2, 5) if low <= d * 10.0**e <= high]
+    found = found if len(found) < 8 else [(d, e) for d, e in found if d == 1]
+    # As text first: 2 · 10⁻⁵ in floats has many digits.
+    ticks = [float(f"{d}e{e}") for d, e in found]
+    ticks_at(axes.xaxis, ticks, [text(tick) for tick in ticks])
+
+
+def pareto_front(axes: Any, points: Iterable[tuple[float, float]]) -> None:
+    """Draw the front of points for which a small abscissa and a large ordinate are good."""
+    points = list(points)
+    best, front = -1.0, []
+    # From the left, and the best first among equals: only improvements belong to the front.
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if y > best:
+            best = y
+            front.append((x, y))
+    steps = [*front, (max(x for x, _ in points), best)]
+    axes.step(*zip(*steps, strict=True), where="post", color=GREY, ls=":", label="Pareto front")
+
+
+def series_of(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """Return the rows by the name of their series."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(name(row), []).append(row)
+    return found
+
+
+def label_of(row: Row, report: Report, without: Sequence[str]) -> str:
+    """Return the label of a row without the values of some columns."""
+    kept = {key: name for key, name in report.columns.items() if key not in without}
+    return ", ".join(f"{name}={row.group.values[key]}" for key, name in kept.items())
+
+
+def student_columns(report: Report) -> list[str]:
+    """Return the columns that say how large a student is."""
+    return [key for key in report.columns if key.partition(".")[0] == "student"]
 
 
 def legend(axes: Any) -> None:
