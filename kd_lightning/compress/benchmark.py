@@ -105,9 +105,7 @@ def eager(network: nn.Module, spec: ImageSpec) -> Runtime:
     return run
 
 
-def measure(
-    competitors: Mapping[Key, Competitor], *, seconds: float = SECONDS
-) -> dict[Key, Measured]:
+def measure(competitors: Mapping[Key, Competitor]) -> dict[Key, Measured]:
     """Measure the latency of competitors in rounds.
 
     In each round every competitor runs a few times, in an order drawn anew, so that whatever
@@ -115,8 +113,7 @@ def measure(
     processor's caches still hold what the competitor before needed.
 
     Args:
-        competitors: by any keys.
-        seconds: for each competitor; a slow one takes part in fewer rounds, evenly spread.
+        competitors: by any keys. A slow one takes part in fewer rounds, evenly spread.
 
     Returns:
         The results by the same keys. A competitor that raises an exception fails alone.
@@ -124,17 +121,17 @@ def measure(
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        return _measured(competitors, seconds)
+        return _measured(competitors)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measured(competitors: Mapping[Key, Competitor], seconds: float) -> dict[Key, Measured]:
+def _measured(competitors: Mapping[Key, Competitor]) -> dict[Key, Measured]:
     found: dict[Key, Measured] = {}
     heats: dict[tuple[Key, int], _Heat] = {}
     for key, competitor in competitors.items():
         try:
-            own = {size: _heat(competitor, size, seconds) for size in _sizes(competitor)}
+            own = {size: _heat(competitor, size) for size in _sizes(competitor)}
         except Exception as error:  # of any type: it comes from the network or a runtime
             found[key] = Measured({}, one_line(error) or type(error).__name__)
             continue
@@ -150,7 +147,7 @@ def _sizes(competitor: Competitor) -> list[int]:
     return [size for size in BATCHES if not competitor.batches or size in competitor.batches]
 
 
-def _heat(competitor: Competitor, size: int, seconds: float) -> _Heat:
+def _heat(competitor: Competitor, size: int) -> _Heat:
     """Warm a competitor up, and plan its turns by the time that a call takes."""
     shape = (size, *competitor.shape)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -158,10 +155,9 @@ def _heat(competitor: Competitor, size: int, seconds: float) -> _Heat:
     def run() -> object:
         return competitor.runtime(images)
 
-    taken = _timed(run, WARM_UP)
-    # The first call may compile or allocate.
-    call = min(taken) / 1e9
-    affordable = seconds / len(BATCHES) / call
+    # The shortest, since the first call may compile or allocate.
+    call = min(_timed(run, WARM_UP)) / 1e9
+    affordable = SECONDS / len(BATCHES) / call
     # Each turn has one call that is not timed.
     rounds = min(ROUNDS, max(FEWEST, int(affordable / 2)))
     calls = min(CALLS, max(1, int(affordable / rounds) - 1))

@@ -41,7 +41,7 @@ def plots(report: Report) -> list[Plot]:
             f"{BARS} Times are medians, on one thread of {exported.cpus[0]}. No student is both "
             "faster and better than one on the Pareto front."
         )
-        found.append(Plot("pareto_time", "Accuracy against time on the device", caption, figure))
+        found.append(Plot("pareto_time", "Accuracy against time for one image", caption, figure))
     figure = _figure(report, lambda point: point.bytes, "size of the file", file_size)
     caption = f"{BARS} No student is both smaller and better than one on the Pareto front."
     return [*found, Plot("pareto_bytes", "Accuracy against size of the file", caption, figure)]
