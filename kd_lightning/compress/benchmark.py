@@ -155,8 +155,8 @@ def _heat(competitor: Competitor, size: int) -> _Heat:
     def run() -> object:
         return competitor.runtime(images)
 
-    # The shortest, since the first call may compile or allocate.
-    call = min(_timed(run, WARM_UP)) / 1e9
+    # The shortest, since the first call may compile or allocate; a coarse clock may say 0.
+    call = max(1, min(_timed(run, WARM_UP))) / 1e9
     affordable = SECONDS / len(BATCHES) / call
     # Each turn has one call that is not timed.
     rounds = min(ROUNDS, max(FEWEST, int(affordable / 2)))

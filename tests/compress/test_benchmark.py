@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +225,12 @@ def call(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
 def test_command_measures_a_run_and_its_teacher(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], takes_int8=False))
-    monkeypatch.setitem(FORMATS, "fake", Format(".fake", (), write, WRITTEN.__getitem__, (1,)))
-    monkeypatch.setitem(FORMATS, "extra", Format(".extra", (), refuse, WRITTEN.__getitem__))
+    load = WRITTEN.__getitem__
+    single = Format(".single", (), write, load, batches=(1,), takes_int8=False)
+    monkeypatch.delitem(FORMATS, "onnx")
+    monkeypatch.setitem(FORMATS, "any", Format(".any", (), write, load))
+    monkeypatch.setitem(FORMATS, "single", single)
+    monkeypatch.setitem(FORMATS, "extra", Format(".extra", (), refuse, load))
     monkeypatch.setattr(measuring, "SECONDS", 0.1)
     call(monkeypatch, run)
     printed = capsys.readouterr().out
@@ -238,13 +240,13 @@ def test_command_measures_a_run_and_its_teacher(
     for entries in (record["entries"], record["teacher"]["entries"]):
         kinds = [(e["format"], e["int8"], e["status"].partition(":")[0]) for e in entries]
         assert kinds == [
-            *(("torch", False, "ok"), ("onnx", False, "ok"), ("fake", False, "ok")),
-            *(("fake", True, "ok"), ("extra", False, "failed"), ("extra", True, "failed")),
+            *(("torch", False, "ok"), ("any", False, "ok"), ("any", True, "ok")),
+            *(("single", False, "ok"), ("extra", False, "failed"), ("extra", True, "failed")),
         ]
-        assert [[*e["latency"]] for e in entries] == [["1", "64"]] * 2 + [["1"]] * 2 + [[]] * 2
+        assert [[*e["latency"]] for e in entries] == [["1", "64"]] * 3 + [["1"], [], []]
         assert all(x["p90"] >= x["p50"] > 0 for e in entries for x in e["latency"].values())
     assert [e["accuracy"] for e in record["entries"][:3]] == pytest.approx([accuracy] * 3)
-    file = run / "exported" / "model.onnx"
+    file = run / "exported" / "model.any"
     assert record["entries"][1]["bytes"] == file.stat().st_size
     assert record["machine"]["threads"] == 1
     assert record["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -252,7 +254,7 @@ def test_command_measures_a_run_and_its_teacher(
 
     read = read_benchmark(read_run(run))
     assert read
-    assert [file.kind for file in read.files] == [("onnx", False), ("fake", False), ("fake", True)]
+    assert [file.kind for file in read.files] == [("any", False), ("any", True), ("single", False)]
     assert len(read.teacher_files) == 3
 
     # Files that are there are not exported again, and not measured if they have changed.
