@@ -109,7 +109,7 @@ def measure(competitors: Mapping[Key, Competitor]) -> dict[Key, Measured]:
     """Measure the latency of competitors in rounds.
 
     In each round every competitor runs a few times, in an order drawn anew, so that whatever
-    else the machine does slows all of them alike. The first call of each turn is not timed: the
+    else the machine does hits all of them. The first call of each turn is not timed: the
     processor's caches still hold what the competitor before needed.
 
     Args:

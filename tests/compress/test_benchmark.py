@@ -306,3 +306,7 @@ def test_runs_that_cannot_be_measured_are_refused(
     (path / "exported").touch()
     with pytest.raises(SystemExit, match="exported cannot be created: File exists"):
         call(monkeypatch, path)
+    (path / "exported").unlink()
+    monkeypatch.setattr("kd_lightning.runs.benchmark.os.access", lambda *_: False)
+    with pytest.raises(SystemExit, match="exported cannot be written to: change its permissions"):
+        call(monkeypatch, path)
