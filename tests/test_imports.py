@@ -56,7 +56,7 @@ OUTSIDE = {
     "tasks": TORCH,
     "nets": {"torch", "torchvision", "timm", "safetensors"},
     "utils": {"torch", "rich"},
-    "compress": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript"},
+    "compress": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "executorch", "torchao"},
     "report": {"jinja2", "markupsafe", "matplotlib", "numpy", "scipy"},
 }
 CONFIGURED = {"cli", "runs"}

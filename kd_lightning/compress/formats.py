@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from kd_lightning.compress.executorch_file import ExecutorchFile, write_executorch
 from kd_lightning.compress.onnx_file import OnnxFile, write_onnx
+from kd_lightning.compress.pt2_file import Pt2File, write_pt2
 from kd_lightning.data.types import ImageSpec
 
 # Probabilities and logits, N×K each, of uint8 images, N×C×H×W, by an exported file.
@@ -41,4 +43,8 @@ class Format:
 
 FORMATS = {
     "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, OnnxFile),
+    "pt2": Format(".pt2", (), write_pt2, Pt2File, takes_int8=False),
+    "executorch": Format(
+        ".pte", ("executorch", "torchao"), write_executorch, ExecutorchFile, batches=(1,)
+    ),
 }

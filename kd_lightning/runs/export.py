@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
 from kd_lightning.compress.formats import FORMATS
-from kd_lightning.compress.verify import verify
+from kd_lightning.compress.verify import BATCHES, verify
 from kd_lightning.data.images import ImageDataModule
 from kd_lightning.runs.build import build_data
 from kd_lightning.runs.load import Run
@@ -48,15 +48,18 @@ def export(
         :func:`~kd_lightning.compress.verify.verify`, ``bytes``, ``sha256``, and ``versions``.
 
     Raises:
-        UserError: if the run is not finished, its images cannot be read, or the network
-            cannot be exported.
+        UserError: if the run is not finished, its images cannot be read, the format has no int8
+            variant, or the network cannot be exported.
     """
     if form not in FORMATS:
         raise UserError(f"format={form} is none of {', '.join(FORMATS)}")
     if not run.is_finished:
         raise UserError(f"{run.path} is not finished: resume={run.path} goes on with it")
-    data = _data(run, trust)  # first, because an export that is not verified is worth nothing
     written = FORMATS[form]
+    if int8 and not written.takes_int8:
+        able = ", ".join(name for name, each in FORMATS.items() if each.takes_int8)
+        raise UserError(f"format={form} has no int8 variant: use one of {able}")
+    data = _data(run, trust)  # first, because an export that is not verified is worth nothing
     file = run.path / EXPORTED / file_name(form, int8)
     names = list(run.spec.class_names)
     facts = {name: run.facts[name] for name in FACTS}
@@ -70,7 +73,14 @@ def export(
             "file": file.name,
             "format": form,
             "int8": int8,
-            **verify(written.load(file), run.network, run.spec, _test_images(data, shape)),
+            **verify(
+                written.load(file),
+                run.network,
+                run.spec,
+                _test_images(data, shape),
+                int8,
+                written.batches or BATCHES,
+            ),
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
             "versions": {name: version(name) for name in ("torch", *written.packages)},
