@@ -1,6 +1,11 @@
 """A network as a program of torch.export, which further formats are written from."""
 
+import io
+import logging
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import nn
@@ -30,7 +35,10 @@ def exported_program(
     example = torch.zeros(2 if any_batch else 1, *spec.input_shape, dtype=torch.uint8)
     batch = ({0: torch.export.Dim("batch")},) if any_batch else None
     try:
-        return torch.export.export(Deployed(network, spec).eval(), (example,), dynamic_shapes=batch)
+        with _quiet():
+            return torch.export.export(
+                Deployed(network, spec).eval(), (example,), dynamic_shapes=batch
+            )
     except Exception as error:  # of any type: it comes from the network's own code, or the exporter
         raise refusal(network, form, error) from error
 
@@ -45,5 +53,22 @@ def refusal(network: nn.Module, form: str, error: Exception) -> UserError:
     inside = [names.get(id(frame.f_locals.get("self")), "") for frame in frames]
     layer = next(filter(None, reversed(inside)), "")
     where = f"{type(network).__name__}{f' (in {layer})' if layer else ''}"
-    message = one_line(error) if cause is error else f"{one_line(error)}: {one_line(cause)}"
-    return UserError(f"{where} cannot be exported to {form}: {message}")
+    # The first paragraph of each; torch goes on with hints for its own authors.
+    reasons = [
+        one_line(str(each).strip().split("\n\n")[0]) for each in dict.fromkeys((error, cause))
+    ]
+    return UserError(f"{where} cannot be exported to {form}: {': '.join(reasons)}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what torch prints as it fails: the graph so far, which the message does not need."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()) as printed:
+            yield
+        sys.stderr.write(printed.getvalue())  # warnings, if it does not fail
+    finally:
+        log.setLevel(level)

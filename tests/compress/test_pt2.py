@@ -89,10 +89,13 @@ class Outer(nn.Module):
         return self.layers(x)
 
 
-def test_a_network_that_cannot_be_exported_is_named_with_its_layer(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_exported_is_named_with_its_layer(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     refusal = r"^Outer \(in layers\.1\) cannot be exported to PT2: .*Eq\(.*$"
     with pytest.raises(UserError, match=refusal):
         write_pt2(Outer().eval(), SPEC, tmp_path / "a.pt2", {})
+    assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "a.pt2").exists()
 
 
