@@ -15,6 +15,7 @@ from kd_lightning.cli.quiet import quieten
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import EXPORTED
 
+INT8 = {"": None, "none": False, "int8": True}
 CHOICES = {"format": ("onnx", "pt2", "executorch"), "quantize": ("none", "int8")}
 
 
@@ -35,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         "settings",
         nargs="*",
         metavar="KEY=VALUE",
-        help="format=onnx (or several, as in format=onnx,pt2); quantize=int8 or quantize=none",
+        help="format=onnx (or several, as in format=onnx,pt2); quantize=int8 or none, by default "
+        "as the run is quantised",
     )
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument(
@@ -57,7 +59,7 @@ def _words(settings: Sequence[str]) -> dict[str, str]:
 
 
 def _export(
-    path: Path, checkpoint: str, trust: bool, format: str = "onnx", quantize: str = "none"
+    path: Path, checkpoint: str, trust: bool, format: str = "onnx", quantize: str = ""
 ) -> None:
     from kd_lightning.runs.export import export  # imported late: torch is slow to import
     from kd_lightning.runs.load import load_run
@@ -65,7 +67,7 @@ def _export(
     run, passed = load_run(path, checkpoint, trust=trust), True
     for form in format.split(","):
         for kind in quantize.split(","):
-            record = export(run, form, int8=kind == "int8", trust=trust)
+            record = export(run, form, int8=INT8[kind], trust=trust)
             _print(record, path)
             passed &= record["passed"]
     if not passed:
@@ -82,6 +84,8 @@ def _print(record: dict[str, Any], path: Path) -> None:
         f"{record['agreement']:.2%} of the answers agree; logits differ by at most "
         f"{record['largest_difference']:.1e} at a scale of {record['largest_logit']:.3g}"
     )
+    if record["int8"]:
+        print_line(f"{record['int8_share']:.0%} of the layers with weights compute in int8")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from kd_lightning.compress.fake_quantize import plain_copy
 from kd_lightning.compress.program import exported_program, refusal
 from kd_lightning.compress.xnnpack import int8_share
 from kd_lightning.data.types import ImageSpec
@@ -38,7 +39,8 @@ def write_executorch(
     1×K float32. What XNNPACK offers is delegated to it.
 
     Args:
-        network: the trained network, in evaluation mode, on the CPU.
+        network: the trained network, in evaluation mode, on the CPU; of a fake-quantised one, the
+            file has the weights, and ranges of activations of its own.
         spec: shape and normalisation of the data.
         path: the file.
         properties: facts to store in the file: a method for each returns it as JSON.
@@ -50,7 +52,7 @@ def write_executorch(
     """
     with _quiet():
         _check_installed()
-        program = exported_program(network, spec, "ExecuTorch", any_batch=False)
+        program = exported_program(plain_copy(network)[0], spec, "ExecuTorch", any_batch=False)
         facts = {name: json.dumps(value, ensure_ascii=False) for name, value in properties.items()}
         try:
             with torch.no_grad():

@@ -46,7 +46,8 @@ class WeightQuantizer(nn.Module):
 
     def scale(self, weight: Tensor) -> Tensor:
         """Return the scale of each output channel, C, of a weight, C×…."""
-        return weight.detach().flatten(1).abs().amax(1).clamp_min(SMALLEST) / self.most
+        # float32, which is all that torch rounds by, also where the weight is float64
+        return weight.detach().flatten(1).abs().amax(1).clamp_min(SMALLEST).float() / self.most
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.is_active:
@@ -87,7 +88,7 @@ class InputQuantizer(nn.Module):
 
     def steps(self) -> tuple[Tensor, Tensor]:
         """Return the scale, float32, and the integer that stands for 0, int32."""
-        scale = (self.high - self.low).clamp_min(SMALLEST) / self.levels
+        scale = (self.high - self.low).clamp_min(SMALLEST).float() / self.levels
         return scale, (-self.low / scale).round().clamp(0, self.levels).to(torch.int32)
 
     @torch.no_grad()
@@ -137,7 +138,8 @@ def fake_quantize(network: nn.Module, bits: int = 8) -> nn.Module:
             f"{type(network).__name__} has nothing to quantise: no convolutional or linear layer"
         )
     for layer in found:
-        parametrize.register_parametrization(layer, "weight", WeightQuantizer(bits))
+        # unsafe: without a trial, which weights that are not loaded yet (meta) cannot pass
+        parametrize.register_parametrization(layer, "weight", WeightQuantizer(bits), unsafe=True)
         layer.input_quantizer = InputQuantizer(bits)
         layer.register_forward_pre_hook(_quantize_input)
         layer.train(layer.training)  # new modules are in training mode, also in a trained network

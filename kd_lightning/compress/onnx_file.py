@@ -1,8 +1,10 @@
 """ONNX files: written from a network, and run by ONNX Runtime."""
 
 import json
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.compress.deployed import Deployed
-from kd_lightning.compress.fake_quantize import bits_of, is_quantized, plain_copy
+from kd_lightning.compress.fake_quantize import plain_copy
 from kd_lightning.compress.int8_onnx import int8_share, quantize_model
+from kd_lightning.compress.program import exported_program, quiet_export, refusal
 from kd_lightning.data.types import ImageSpec
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_atomically
@@ -36,40 +38,33 @@ def write_onnx(
     ``logits``, N×K float32.
 
     Args:
-        network: the trained network, in evaluation mode, on the CPU.
+        network: the trained network, in evaluation mode, on the CPU; of a fake-quantised one, an
+            int8 file has the integers and ranges, and another file the rounded weights.
         spec: shape and normalisation of the data.
         path: the file.
         properties: facts to store in the file, as JSON by name.
         calibration: uint8 images, N×C×H×W; given them, the file computes in int8.
 
     Raises:
-        UserError: if the network has an operator that cannot be exported, or is fake-quantised to
-            another width than the file's, or a package is missing.
+        UserError: if the network has an operator that cannot be exported, or a package is missing.
     """
     onnx, _ = _libraries()
-    if is_quantized(network):
-        _check_bits(network, calibration)
     plain, steps = plain_copy(network)
-    # Two images: a batch of one would make the size of the batch a constant.
-    example = torch.zeros(2, *spec.input_shape, dtype=torch.uint8)
-    batch = {INPUT: {0: torch.export.Dim("batch")}}
+    program = exported_program(plain, spec, "ONNX", any_batch=True)
     try:
-        program = torch.onnx.export(
-            Deployed(plain, spec).eval(),
-            (example,),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=OUTPUTS,
-            dynamic_shapes=batch,
-            opset_version=OPSET,
-            verbose=False,
-        )
-    except Exception as error:  # of any type: it comes from the network's own code, or the exporter
-        raise UserError(
-            f"{type(network).__name__} cannot be exported to ONNX: {one_line(error)}"
-        ) from error
-    assert program is not None
-    model = program.model_proto
+        with _quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=OUTPUTS,
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # of any type: the exporter has many
+        raise refusal(plain, "ONNX", error, program) from error
+    assert exported is not None
+    model = exported.model_proto
     if calibration is not None:
         model = quantize_model(model, calibration, steps, OUTPUTS[1])
     _strip(model)
@@ -127,13 +122,19 @@ class OnnxFile:
             raise UserError(f"{self.path} cannot be loaded: {one_line(error)}") from error
 
 
-def _check_bits(network: nn.Module, calibration: Tensor | None) -> None:
-    if calibration is None:
-        raise UserError("the network is quantised: export it with quantize=int8")
-    if (bits := bits_of(network)) != 8:
-        raise UserError(
-            f"the network is quantised to {bits} bits, which are simulated: files exist for 8"
-        )
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what the exporter logs about its passes, and prints as it fails."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with quiet_export():
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _strip(model: Any) -> None:

@@ -21,7 +21,8 @@ from kd_lightning.compress.benchmark import (
     eager,
     measure,
 )
-from kd_lightning.compress.formats import FORMATS
+from kd_lightning.compress.fake_quantize import is_quantized, plain_copy
+from kd_lightning.compress.formats import FORMATS, Format
 from kd_lightning.runs.export import export, exported_file, file_name
 from kd_lightning.runs.load import Run, load_run
 from kd_lightning.utils.errors import UserError
@@ -172,9 +173,10 @@ def _prepare(
     shape = run.spec.input_shape
     accuracy, memory = run.number("test/accuracy"), _memory(run.network)
     entries = [Entry(EAGER, bytes=memory, accuracy=accuracy)]
-    competitors = {0: Competitor(eager(run.network, run.spec), shape)}
+    # Of a quantised run without the rounding, which simulates integers at some cost.
+    competitors = {0: Competitor(eager(plain_copy(run.network)[0], run.spec), shape)}
     for form, described in FORMATS.items():
-        for int8 in (False, True) if described.takes_int8 else (False,):
+        for int8 in _variants(run, described):
             name = file_name(form, int8)
             entry = Entry(form, int8, name)
             try:
@@ -193,6 +195,12 @@ def _prepare(
                 competitors[len(entries)] = Competitor(runtime, shape, described.batches)
             entries.append(entry)
     return entries, competitors
+
+
+def _variants(run: Run, form: Format) -> list[bool]:
+    """Return whether a format has int8 files of a run, files in floating point, or both."""
+    floating = [] if is_quantized(run.network) else [False]
+    return [*floating, True] if form.takes_int8 else floating
 
 
 def _memory(network: nn.Module) -> int:

@@ -143,6 +143,8 @@ class Chain:
         job.run_dir = str(self.home(i))
         job.resume = str(self.home(i)) if self.cfg.resume and self.home(i).is_dir() else None
         job.chain = None
+        if i < len(self.nets) - 1:
+            job.export = None  # the last link is the student
         return job
 
     def network(self, i: int, spec: Spec) -> nn.Module:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kd_lightning.compress.formats import FORMATS
 from kd_lightning.metrics.figures import DECLARED, parse
 from kd_lightning.runs.arguments import check_arguments, nearest
 from kd_lightning.runs.directory import plain
@@ -39,14 +41,14 @@ def check(cfg: DictConfig) -> None:
     _check_seed(cfg.seed)
     if not isinstance(cfg.teacher_store, str):
         raise UserError(f"teacher_store must be a folder, got {_text(cfg.teacher_store)}")
+    if cfg.get("quantize") is not None:  # first, because the student repeats its bits
+        check_section(cfg, "quantize")
     for section in CREATED:
         check_section(cfg, section)
     if "callbacks" not in cfg:  # without loggers a run is complete
         raise UserError(
             "the section callbacks is missing: leave out single ones, as ~callbacks.progress"
         )
-    if cfg.get("quantize") is not None:
-        check_section(cfg, "quantize")
     config = plain(cfg)
     for section in ("callbacks", "logger"):
         for name, value in (config.get(section) or {}).items():
@@ -55,6 +57,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"chain={config['chain']} is no chain: see experiment=self_distillation")
     check_arguments(config["chain"], "chain")
     _check_root(config)
+    _check_export(config.get("export"))
     _check_trainer(config["trainer"])
 
 
@@ -86,6 +89,24 @@ def _check_root(config: Mapping[str, Any]) -> None:
         given = callback.get("monitor")
         if isinstance(given, str) and given.startswith("val/"):
             _check_monitor(f"callbacks.{name}.monitor", given, is_known)
+
+
+def _check_export(export: Any) -> None:
+    """Check before a training that its network can be exported at the end."""
+    for form in formats_of(export):
+        if form not in FORMATS:
+            raise UserError(f"export={form} is none of {', '.join(FORMATS)}")
+        if missing := [name for name in FORMATS[form].packages if find_spec(name) is None]:
+            raise UserError(f"export={form} needs {missing[0]}: pip install 'kd-lightning[{form}]'")
+
+
+def formats_of(export: Any) -> list[str]:
+    """Return the formats that the setting ``export`` names."""
+    return (
+        []
+        if export is None
+        else [str(form) for form in ([export] if isinstance(export, str) else export)]
+    )
 
 
 def _check_seed(seed: Any) -> None:

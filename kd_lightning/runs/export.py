@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
+from kd_lightning.compress.fake_quantize import bits_of, is_quantized
 from kd_lightning.compress.formats import FORMATS
 from kd_lightning.compress.verify import BATCHES, verify
 from kd_lightning.data.images import ImageDataModule
@@ -26,21 +27,28 @@ from kd_lightning.utils.run_directory import EXPORTED
 RECORD = "export.json"  # of all files in the folder, by name
 AT_ONCE = 256  # images
 CALIBRATION = 512  # training images
+INT8 = 8  # bits
 FACTS = ("task", "role", "method", "seed", "code")  # of the run, stored in the file
 
 
 def export(
-    run: Run, form: str = "onnx", *, int8: bool = False, trust: bool = False
+    run: Run,
+    form: str = "onnx",
+    *,
+    int8: bool | None = None,
+    path: Path | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
-    """Write a run's network to a file in ``exported/`` and verify it on all test images.
+    """Write a run's network to a file and verify it on all test images.
 
-    The record in ``exported/export.json`` is written whether or not the file passes.
+    The record in ``export.json`` beside the file is written whether or not the file passes.
 
     Args:
         run: a finished run of images.
         form: one of :data:`~kd_lightning.compress.formats.FORMATS`.
-        int8: compute in int8, with ranges of activations from training images without
-            augmentation.
+        int8: compute in int8: with the ranges of activations of a quantised run, or those of
+            training images without augmentation. By default, if the run is quantised.
+        path: the file; in the run's folder ``exported/`` by default.
         trust: read the images by any class that the run names, which runs its code.
 
     Returns:
@@ -49,18 +57,16 @@ def export(
 
     Raises:
         UserError: if the run is not finished, its images cannot be read, the format has no int8
-            variant, or the network cannot be exported.
+            variant, the run is quantised to another width, or the network cannot be exported.
     """
     if form not in FORMATS:
         raise UserError(f"format={form} is none of {', '.join(FORMATS)}")
     if not run.is_finished:
         raise UserError(f"{run.path} is not finished: resume={run.path} goes on with it")
-    written = FORMATS[form]
-    if int8 and not written.takes_int8:
-        able = ", ".join(name for name, each in FORMATS.items() if each.takes_int8)
-        raise UserError(f"format={form} has no int8 variant: use one of {able}")
+    written, int8 = FORMATS[form], is_quantized(run.network) if int8 is None else int8
+    _check_int8(run, form, int8)
     data = _data(run, trust)  # first, because an export that is not verified is worth nothing
-    file = run.path / EXPORTED / file_name(form, int8)
+    file = path or run.path / EXPORTED / file_name(form, int8)
     names = list(run.spec.class_names)
     facts = {name: run.facts[name] for name in FACTS}
     shape = run.spec.input_shape
@@ -90,6 +96,29 @@ def export(
     except OSError as error:
         raise UserError(f"the export cannot be written: {error}") from error
     return record
+
+
+def export_as(run: Run, path: Path, quantize: str | None) -> dict[str, Any]:
+    """Write a run's network to a file of the format that the suffix names; see :func:`export`."""
+    forms = {form.suffix: name for name, form in FORMATS.items()}
+    if path.suffix not in forms:
+        raise UserError(f"{path} should end in one of {', '.join(forms)}")
+    if quantize not in (None, "none", "int8"):
+        raise UserError(f"quantize={quantize} is none of none, int8")
+    int8 = None if quantize is None else quantize == "int8"
+    return export(run, forms[path.suffix], int8=int8, path=path)
+
+
+def _check_int8(run: Run, form: str, int8: bool) -> None:
+    if int8 and not FORMATS[form].takes_int8:
+        able = ", ".join(name for name, each in FORMATS.items() if each.takes_int8)
+        raise UserError(f"format={form} has no int8 variant: use one of {able}")
+    if is_quantized(run.network) and not int8:
+        raise UserError(f"{run.path} is quantised: export it with quantize=int8")
+    if is_quantized(run.network) and (bits := bits_of(run.network)) != INT8:
+        raise UserError(
+            f"{run.path} is quantised to {bits} bits, which are simulated: files exist for {INT8}"
+        )
 
 
 def file_name(form: str, int8: bool) -> str:

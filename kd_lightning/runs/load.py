@@ -62,6 +62,24 @@ class Run(RunDirectory):
     network: nn.Module
     spec: ImageSpec
 
+    def export(self, path: str | Path, *, quantize: str | None = None) -> dict[str, Any]:
+        """Write the network to a file for a device, and verify the file on all test images.
+
+        Args:
+            path: the file; its suffix says the format: ``.onnx``, ``.pt2`` or ``.pte``.
+            quantize: ``int8`` or ``none``; by default as the run is quantised.
+
+        Returns:
+            Whether the file ``passed``, and figures: see :func:`kd_lightning.runs.export.export`.
+
+        Raises:
+            UserError: if the suffix is unknown, the images cannot be read, or the network cannot
+                be exported so.
+        """
+        from kd_lightning.runs.export import export_as  # imported late: it loads runs itself
+
+        return export_as(self, Path(path), quantize)
+
     @torch.inference_mode()
     def predict(self, images: Tensor | np.ndarray) -> Tensor:
         """Return class probabilities of images.

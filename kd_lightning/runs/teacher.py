@@ -226,7 +226,7 @@ def teacher_job(cfg: DictConfig) -> DictConfig:
         else:
             OmegaConf.update(job, name, values[name])  # those in a value, to the student's
     job.teacher_ckpt = None
-    job.quantize = None  # of the student
+    job.quantize = job.export = None  # of the student
     # A sweep over the student's batch size must not train another teacher for each value.
     option, given = chosen_options().get("data"), OmegaConf.select(cfg, "pretrain.data.batch_size")
     if option and given is None:

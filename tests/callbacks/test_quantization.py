@@ -1,5 +1,6 @@
 """Tests of quantised training: which epoch is kept, and runs that are killed, shared or refused."""
 
+import json
 from pathlib import Path
 
 import lightning as L
@@ -195,3 +196,31 @@ def test_wrong_settings_end_with_one_line(
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_file_of_a_quantised_run_answers_as_the_run(qat: Path, tmp_path: Path) -> None:
+    run = load_run(qat)
+    record = run.export(tmp_path / "a.onnx")
+    assert record["int8"]
+    assert record["int8_share"] == 1.0
+    assert abs(record["accuracy"] - record["checkpoint_accuracy"]) <= 0.002
+    assert record["agreement"] >= 0.995
+    with pytest.raises(UserError, match="is quantised: export it with quantize=int8"):
+        run.export(tmp_path / "b.onnx", quantize="none")
+
+
+@pytest.mark.slow
+def test_export_at_the_end_and_widths_without_a_file(command: Command, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", ("data=digits", "trainer.max_epochs=1", "export=onnx")
+    done = command(*words, f"hydra.run.dir={run}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "exported" / "export.json").read_text())["model.onnx"]["passed"]
+    low = tmp_path / "low"
+    done = command(*words, "quantize=qat", "quantize.bits=4", f"hydra.run.dir={low}")
+    assert done.returncode == 1
+    assert "quantised to 4 bits, which are simulated: files exist for 8" in done.stderr
+    assert (low / "metrics.json").is_file()
+    done = command("data=digits", "export=tflite", f"hydra.run.dir={tmp_path / 'none'}")
+    assert done.returncode == 1
+    assert "export=tflite is none of onnx, pt2, executorch" in done.stderr

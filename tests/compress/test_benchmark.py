@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
+
+
+@contextmanager
+def formats(**fakes: Format) -> Iterator[None]:
+    """Offer these formats instead of the real ones, which have an order."""
+    real = dict(FORMATS)
+    FORMATS.clear()
+    FORMATS.update(fakes)
+    try:
+        yield
+    finally:
+        FORMATS.clear()
+        FORMATS.update(real)
 
 
 def fail(images: np.ndarray) -> Answers:
@@ -218,6 +232,7 @@ def run(digits_run: Path, tmp_path: Path) -> Path:
 
 def call(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["kd-benchmark", str(path)])
+    monkeypatch.setenv("COLUMNS", "160")
     kd_benchmark()
 
 
@@ -227,12 +242,11 @@ def test_command_measures_a_run_and_its_teacher(
 ) -> None:
     load = WRITTEN.__getitem__
     single = Format(".single", (), write, load, batches=(1,), takes_int8=False)
-    monkeypatch.delitem(FORMATS, "onnx")
-    monkeypatch.setitem(FORMATS, "any", Format(".any", (), write, load))
-    monkeypatch.setitem(FORMATS, "single", single)
-    monkeypatch.setitem(FORMATS, "extra", Format(".extra", (), refuse, load))
+    fakes = {"any": Format(".any", (), write, load), "single": single}
+    fakes["extra"] = Format(".extra", (), refuse, load)
     monkeypatch.setattr(measuring, "SECONDS", 0.1)
-    call(monkeypatch, run)
+    with formats(**fakes):
+        call(monkeypatch, run)
     printed = capsys.readouterr().out
     assert "failed: this format needs a package" in printed
     record = json.loads((run / "exported" / "benchmark.json").read_text())
@@ -260,7 +274,8 @@ def test_command_measures_a_run_and_its_teacher(
     # Files that are there are not exported again, and not measured if they have changed.
     file.write_bytes(file.read_bytes() + b"\0")
     shutil.rmtree(tmp_path / "teacher")
-    call(monkeypatch, run)
+    with formats(**fakes):
+        call(monkeypatch, run)
     record = json.loads((run / "exported" / "benchmark.json").read_text())
     assert "has changed since it was verified" in record["entries"][1]["status"]
     assert record["entries"][1]["latency"] == {}
@@ -275,13 +290,12 @@ def test_a_file_that_did_not_pass_is_not_measured(
     def other(net: nn.Module, spec: ImageSpec, path: Path, *_: Any) -> None:
         write(StudentCNN(spec.input_shape, spec.num_classes).eval(), spec, path, {}, None)
 
-    monkeypatch.delitem(FORMATS, "onnx")
     fake = Format(".fake", (), other, WRITTEN.__getitem__, takes_int8=False)
-    monkeypatch.setitem(FORMATS, "fake", fake)
     monkeypatch.setattr(measuring, "SECONDS", 0.1)
     # A teacher that cannot be loaded is a row, too.
     (tmp_path / "teacher" / "checkpoints" / "best.ckpt").write_bytes(b"damaged")
-    call(monkeypatch, run)
+    with formats(fake=fake):
+        call(monkeypatch, run)
     record = json.loads((run / "exported" / "benchmark.json").read_text())
     assert record["entries"][1]["status"].startswith("failed: it does not answer as its checkpoint")
     assert record["entries"][1]["accuracy"] < record["entries"][0]["accuracy"]

@@ -16,7 +16,6 @@ from kd_lightning.compress.onnx_file import OnnxFile, write_onnx
 from kd_lightning.data.types import ImageSpec
 from kd_lightning.nets.cnn import TeacherCNN
 from kd_lightning.nets.resnet import ResNet
-from kd_lightning.utils.errors import UserError
 
 SPEC = ImageSpec((3, 16, 16), 5, (0.3, 0.4, 0.5), (0.2, 0.3, 0.4))
 
@@ -108,14 +107,6 @@ def test_a_network_that_was_not_quantised_is_calibrated(tmp_path: Path) -> None:
     (_, logits), (_, expected) = found(test), exact(test)
     assert 0 < np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
     assert (tmp_path / "a.onnx").stat().st_size < 0.3 * (tmp_path / "b.onnx").stat().st_size
-
-
-def test_widths_without_a_file_are_refused(net: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is quantised: export it with quantize=int8"):
-        write_onnx(net, SPEC, tmp_path / "a.onnx", {})
-    low = fake_quantize(TeacherCNN((3, 16, 16), 5).eval(), 4)
-    with pytest.raises(UserError, match="quantised to 4 bits, which are simulated"):
-        write_onnx(low, SPEC, tmp_path / "a.onnx", {}, images(64))
 
 
 def test_the_share_counts_operators_with_weights_alone() -> None:

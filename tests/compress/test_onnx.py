@@ -144,6 +144,22 @@ def test_a_network_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "a.onnx").exists()
 
 
+class Eigenvalues(nn.Module):
+    """A layer with an operator that ONNX does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(x[:, 0]).real
+
+
+def test_an_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Identity(), Eigenvalues(), nn.Linear(8, 10)).eval()
+    message = (
+        r"Sequential \(in 1\) cannot be exported to ONNX: No ONNX function .*linalg_eig[^\n]*$"
+    )
+    with pytest.raises(UserError, match=message):
+        write_onnx(net, SPEC, tmp_path / "a.onnx", {})
+
+
 def test_damaged_files_and_missing_packages_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,3 +182,25 @@ def test_unfinished_runs_are_refused(
     with pytest.raises(SystemExit, match="is not finished: resume="):
         kd_export()
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.slow
+def test_each_file_of_a_run_has_a_record(digits_run: Path, tmp_path: Path) -> None:
+    """In Python, to a folder of one's own, in floating point and in int8."""
+    run = load_run(digits_run)
+    names = ("a.onnx", "b.onnx", "c.pt2")
+    for name, quantize in zip(names, (None, "int8", "none"), strict=True):
+        record = run.export(tmp_path / name, quantize=quantize)
+        assert record["passed"], record
+    records = json.loads((tmp_path / "export.json").read_text())
+    assert tuple(records) == names
+    assert [records[name]["int8"] for name in names] == [False, True, False]
+    assert records["b.onnx"]["int8_share"] == 1.0
+    assert records["b.onnx"]["bytes"] < 0.35 * records["a.onnx"]["bytes"]
+    assert records["b.onnx"]["accuracy"] >= records["a.onnx"]["accuracy"] - 0.01
+    for name, message in (
+        ("a.tflite", r"should end in one of \.onnx"),
+        ("c.pt2", "no int8 variant"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run.export(tmp_path / name, quantize="int8")
