@@ -51,6 +51,41 @@ def test_teacher_of_2015_sees_every_class_jittered() -> None:
     assert job.lr_scheduler.T_max == job.trainer.max_epochs == 60
 
 
+INT8 = {  # quantisation, bits, epochs in floating point, epochs
+    "fp32": (None, None, None, 5),
+    "longer": (None, None, None, 7),
+    **{
+        f"ptq{end}": ("PostTraining", bits, None, 5)
+        for end, bits in (("", 8), ("_4", 4), ("_3", 3))
+    },
+    **{
+        f"qat{end}": ("QuantizationAware", bits, 5, 7)
+        for end, bits in (("", 8), ("_4", 4), ("_3", 3))
+    },
+}
+
+
+def test_students_of_int8_differ_in_their_quantisation_and_its_control() -> None:
+    """The sweep runs all of them; a quantised one has its control among them."""
+    file = yaml.safe_load((ROOT / "conf" / "experiment" / "int8.yaml").read_text())
+    assert file["hydra"]["sweeper"]["params"]["experiment/int8"] == ",".join(INT8)
+    for name, (kind, bits, start, epochs) in INT8.items():
+        cfg = composed("experiment=int8", f"experiment/int8={name}")
+        quantize = cfg.get("quantize") or {}
+        assert (quantize.get("_target_", "").rpartition(".")[2] or None) == kind
+        assert (quantize.get("bits"), quantize.get("start_epoch")) == (bits, start)
+        assert cfg.trainer.max_epochs == epochs
+        assert cfg.data._target_.endswith("FashionMNISTDataModule")
+        assert cfg.pretrain.trainer.max_epochs == 5
+
+
+def test_the_phone_experiment_names_both_networks_and_a_file() -> None:
+    cfg = composed("experiment=resnet101_mobilenet_v3", "data.path=photos")
+    assert (cfg.teacher.name, cfg.student.name) == ("resnet101", "mobilenet_v3_small")
+    assert cfg.quantize.start_epoch < cfg.trainer.max_epochs
+    assert (cfg.quantize.bits, cfg.export) == (8, "onnx")
+
+
 @pytest.mark.parametrize(
     ("student", "alpha", "left_out"),
     [
