@@ -20,7 +20,6 @@ from kd_lightning.compress.fake_quantize import (
     is_quantized,
 )
 from kd_lightning.data.types import ImageSpec
-from kd_lightning.modules.base import BaseModule
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.networks import evaluating
 
@@ -66,7 +65,7 @@ class QuantizationAware(_Quantizing):
         if start_epoch < 0:
             raise UserError(f"quantize.start_epoch cannot be negative, got {start_epoch}")
         self.start_epoch, self.freeze = start_epoch, freeze
-        self._freeze_step = 0.0
+        self._freeze_step, self._is_frozen = 0.0, None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epochs = trainer.max_epochs or -1
@@ -92,7 +91,10 @@ class QuantizationAware(_Quantizing):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        freeze_ranges(_network(pl_module), trainer.global_step >= self._freeze_step)
+        frozen = trainer.global_step >= self._freeze_step
+        if frozen is not self._is_frozen:  # not in every step, which would walk through all layers
+            freeze_ranges(_network(pl_module), frozen)
+            self._is_frozen = frozen
 
 
 class PostTraining(_Quantizing):
@@ -131,8 +133,13 @@ class PostTraining(_Quantizing):
 
 
 def _network(module: L.LightningModule) -> torch.nn.Module:
-    assert isinstance(module, BaseModule)
-    return module.network
+    network = getattr(module, "network", None)
+    if not isinstance(network, torch.nn.Module):
+        raise UserError(
+            f"{type(module).__name__} has no `network` to quantise: call "
+            "kd_lightning.compress.fake_quantize.fake_quantize on the network instead"
+        )
+    return network
 
 
 def _calibration(trainer: L.Trainer, count: int) -> tuple[ImageSpec, torch.Tensor]:

@@ -47,7 +47,7 @@ def verify(
     """
     deployed = Deployed(network, spec).eval()
     count = agreed = correct = expected = 0
-    difference = scale = 0.0
+    difference, scale, is_finite = 0.0, 0.0, True
     for images, target in samples:
         with torch.inference_mode():
             exact = deployed(images)[1].numpy()
@@ -57,6 +57,7 @@ def verify(
         agreed += int((ours == theirs).sum())
         correct += int((theirs == labels).sum())
         expected += int((ours == labels).sum())
+        is_finite &= bool(np.isfinite(found).all())  # NaN would equal NaN
         difference = max(difference, float(np.abs(exact - found).max()))
         scale = max(scale, float(np.abs(exact).max()))
     passed = agreed == count and difference <= TOLERANCE * scale
@@ -71,7 +72,7 @@ def verify(
         "largest_difference": difference,
         "largest_logit": scale,
         **({} if share is None else {"int8_share": share}),
-        "passed": passed,
+        "passed": passed and is_finite,
     }
 
 

@@ -95,6 +95,14 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         fit(PostTraining(images=20))
 
 
+def test_a_module_without_a_network_is_told_what_to_do() -> None:
+    class Own(L.LightningModule):
+        pass
+
+    with pytest.raises(UserError, match="Own has no `network` to quantise: call"):
+        QuantizationAware().setup(L.Trainer(logger=False), Own(), "fit")
+
+
 @pytest.fixture(scope="module")
 def qat(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantised") / "whole"

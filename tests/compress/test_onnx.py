@@ -116,6 +116,20 @@ def test_a_small_difference_of_all_logits_does_not_pass() -> None:
     assert not found["passed"]
 
 
+def test_answers_that_are_no_numbers_do_not_pass() -> None:
+    """Not even if the network gives none either."""
+    net = StudentCNN((1, 8, 8), 10).eval()
+    nn.init.constant_(net.classifier[-1].weight, torch.nan)
+
+    def runtime(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        answers = np.full((len(images), 10), np.nan, np.float32)
+        return answers, answers
+
+    for int8 in (False, True):
+        found = verify(runtime, net, SPEC, [(images_of(20), torch.zeros(20))], int8=int8)
+        assert not found["passed"]
+
+
 def test_the_file_has_facts_and_nothing_of_the_exporter(tmp_path: Path) -> None:
     net = StudentCNN((1, 8, 8), 10).eval()
     write_onnx(net, SPEC, tmp_path / "a.onnx", {"class_names": ["ä", "b"]})
