@@ -17,6 +17,7 @@ from kd_lightning.compress.fake_quantize import (
     calibrate,
     fake_quantize,
     freeze_ranges,
+    has_ranges,
     is_quantized,
 )
 from kd_lightning.data.types import ImageSpec
@@ -69,6 +70,8 @@ class QuantizationAware(_Quantizing):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epochs = trainer.max_epochs or -1
+        if getattr(trainer, "fast_dev_run", False):
+            self.start_epoch = 0  # the only epoch tries what the later ones would do
         if 0 <= epochs <= self.start_epoch:
             raise UserError(
                 f"quantize.start_epoch={self.start_epoch} leaves no epoch of trainer.max_epochs="
@@ -87,6 +90,13 @@ class QuantizationAware(_Quantizing):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
                     _forget(callback)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not has_ranges(_network(pl_module)):  # by max_steps, max_time, or early stopping
+            raise UserError(
+                f"training ended before quantize.start_epoch={self.start_epoch}, so nothing has "
+                "been quantised: start earlier, or train for longer"
+            )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -189,6 +189,11 @@ def freeze_ranges(network: nn.Module, frozen: bool = True) -> None:
             module.is_frozen = frozen
 
 
+def has_ranges(network: nn.Module) -> bool:
+    """Return whether the range of some layer's input has been observed."""
+    return any(bool(m.seen) for m in network.modules() if isinstance(m, InputQuantizer))
+
+
 @torch.no_grad()
 def calibrate(network: nn.Module, inputs: Tensor) -> None:
     """Set the ranges to the smallest and largest values for given inputs (post-training).

@@ -23,7 +23,7 @@ from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.runs.build import build_data, build_task, make
 from kd_lightning.runs.checkpoints import load_network
 from kd_lightning.runs.directory import plain, start_anew, write_config, write_metrics
-from kd_lightning.runs.job import prepare, recorded
+from kd_lightning.runs.job import export_all, prepare, recorded
 from kd_lightning.runs.load import untrained
 from kd_lightning.runs.processes import chosen_options, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
@@ -94,6 +94,7 @@ class Chain:
         write_facts(self.root, self.facts())  # again, as the last link's teacher exists only now
         metrics = self.figures(data)
         write_metrics(self.root, metrics)
+        export_all(self.cfg)
         return metrics
 
     def try_out(self, data: L.LightningDataModule) -> None:
@@ -142,9 +143,7 @@ class Chain:
         job.pretrain.seed = self.cfg.pretrain.seed
         job.run_dir = str(self.home(i))
         job.resume = str(self.home(i)) if self.cfg.resume and self.home(i).is_dir() else None
-        job.chain = None
-        if i < len(self.nets) - 1:
-            job.export = None  # the last link is the student
+        job.chain = job.export = None  # the chain exports its last link
         return job
 
     def network(self, i: int, spec: Spec) -> nn.Module:

@@ -89,6 +89,9 @@ def test_ranges_are_frozen_at_the_configured_step() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match=r"start_epoch=2 leaves no epoch of trainer\.max_epochs=2"):
         fit(QuantizationAware(start_epoch=2))
+    with pytest.raises(UserError, match=r"ended before quantize\.start_epoch=2"):
+        fit(QuantizationAware(start_epoch=2), epochs=4, max_steps=30)
+    fit(QuantizationAware(start_epoch=2), fast_dev_run=True)
     with pytest.raises(UserError, match=r"freeze must lie in 0…1, got 1\.5"):
         QuantizationAware(freeze=1.5)
     with pytest.raises(UserError, match="at least 32 training images, and there are 20"):

@@ -1,5 +1,6 @@
 """Tests of user code outside the package: a method, a network, a datamodule, found by Hydra."""
 
+import json
 import linecache
 import os
 import sys
@@ -139,8 +140,11 @@ def test_chain_of_networks_made_by_a_user_function(command: Command, tmp_path: P
             "--config-dir",
             str(tmp_path),
         ),
+        *("quantize=qat", "export=onnx"),
     )
     assert done.returncode == 0, done.stderr
+    (record,) = json.loads((tmp_path / "run" / "exported" / "export.json").read_text()).values()
+    assert (record["file"], record["int8_share"], record["passed"]) == ("model_int8.onnx", 1, True)
     assert "all links together" in done.stdout
     sizes = [read_metrics(tmp_path / "run" / "links" / n)["parameters"] for n in "01"]
     assert sizes == [784 * 32 + 32 + 32 * 10 + 10] * 2
