@@ -20,6 +20,7 @@ INK = "#2b2f36"  # replaced in SVG by the page's text colour, which may be light
 GREY = "#8a9099"  # colour of baselines
 COLORS = ("#3f86d8", "#e08a2e", "#36a269", "#a067d4", "#d9575c", "#2aa5b3", "#b5852a", "#d46aa6")
 TEACHER_COLOR = COLORS[3]
+LINE = 0.2  # inches a line of a legend
 NARROW, WIDE = (5.8, 3.9), 12.0  # inches
 NARROWEST = 5.0  # ratio of the ends of a log axis, so that it has two ticks of 1, 2, 5 or more
 
@@ -172,14 +173,18 @@ def legend(axes: Any) -> None:
     if handles:
         longest = max(map(len, labels))
         columns = max(1, min(len(labels), 72 // (longest + 8)))
+        # Room for further lines of the legend, which would be taken from the panel.
+        lines = ceil(len(labels) / columns)
+        axes.figure.set_figheight(axes.figure.get_figheight() + LINE * max(lines - 2, 0))
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
         axes.legend(handles, labels, ncols=columns, **place)
 
 
 def colors_of(series: Sequence[Sequence[Row]]) -> list[str]:
-    """Return grey for baselines, and a colour for each other series."""
+    """Return grey for the baseline, the first of several, and a colour for each other series."""
     colors = iter(COLORS * (1 + len(series) // len(COLORS)))
-    return [GREY if all(row.is_baseline for row in part) else next(colors) for part in series]
+    baselines = [i for i, part in enumerate(series) if all(row.is_baseline for row in part)]
+    return [GREY if i in baselines[:1] else next(colors) for i in range(len(series))]
 
 
 def mean_of(row: Row) -> float:
