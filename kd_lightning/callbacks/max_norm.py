@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from kd_lightning.data.types import Batch
 from kd_lightning.modules.base import BaseModule
@@ -43,4 +44,8 @@ class MaxNorm(L.Callback):
         for layer in pl_module.network.modules():
             # dim 0 holds the outputs; the limit of the source is per unit, not per layer
             if isinstance(layer, nn.Linear):
-                layer.weight.renorm_(p=2, dim=0, maxnorm=self.limit)
+                # of a quantised layer, the weight that is trained
+                own: Any = layer
+                is_computed = parametrize.is_parametrized(layer, "weight")
+                weight = own.parametrizations.weight.original if is_computed else own.weight
+                weight.renorm_(p=2, dim=0, maxnorm=self.limit)

@@ -13,7 +13,7 @@ from typing import Any
 from kd_lightning.cli.console import fail, print_line, print_path
 from kd_lightning.cli.quiet import quieten
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.run_directory import EXPORTED
+from kd_lightning.utils.run_directory import EXPORTED, is_run, jobs_of
 
 INT8 = {"": None, "none": False, "int8": True}
 CHOICES = {"format": ("onnx", "pt2", "executorch"), "quantize": ("none", "int8")}
@@ -24,7 +24,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     quieten()
     try:
-        _export(arguments.run, arguments.checkpoint, arguments.trust, **_words(arguments.settings))
+        _export(arguments.run, arguments.trust, **_words(arguments.settings))
     except UserError as error:
         fail(error)
 
@@ -39,7 +39,6 @@ def _parser() -> argparse.ArgumentParser:
         help="format=onnx (or several, as in format=onnx,pt2); quantize=int8 or none, by default "
         "as the run is quantised",
     )
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument(
         "--trust", action="store_true", help="run the code that the run names, such as its network"
     )
@@ -49,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
 def _words(settings: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in settings:
+        if "=" not in word:
+            raise UserError(f"{word} is no setting: kd-export takes one run, format=, quantize=")
         name, _, found[name] = word.partition("=")
     for name, value in found.items():
         if name not in CHOICES:
@@ -58,18 +59,20 @@ def _words(settings: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _export(
-    path: Path, checkpoint: str, trust: bool, format: str = "onnx", quantize: str = ""
-) -> None:
-    from kd_lightning.runs.export import export  # imported late: torch is slow to import
+def _export(path: Path, trust: bool, format: str = "onnx", quantize: str = "") -> None:
+    from kd_lightning.runs.export import check_exportable, export  # imported late: torch is slow
     from kd_lightning.runs.load import load_run
 
-    run, passed = load_run(path, checkpoint, trust=trust), True
-    for form in format.split(","):
-        for kind in quantize.split(","):
-            record = export(run, form, int8=INT8[kind], trust=trust)
-            _print(record, path)
-            passed &= record["passed"]
+    if not is_run(path) and (jobs := jobs_of(path)):
+        raise UserError(f"{path} is a sweep: name one of its jobs, such as {jobs[0]}")
+    run, passed = load_run(path, trust=trust), True
+    wanted = [(form, INT8[kind]) for form in format.split(",") for kind in quantize.split(",")]
+    for form, int8 in wanted:  # all of them, before the first is written
+        check_exportable(run, form, int8)
+    for form, int8 in wanted:
+        record = export(run, form, int8=int8, trust=trust)
+        _print(record, path)
+        passed &= record["passed"]
     if not passed:
         fail("a file does not answer as its checkpoint does: see export.json")
 

@@ -105,9 +105,14 @@ class InputQuantizer(nn.Module):
         self.seen.fill_(1)
 
 
-def _quantize_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _quantize_input(
+    layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     # A function of the module, because a hook that held the quantizer would share it with copies.
-    return (layer.input_quantizer(inputs[0]), *inputs[1:])  # pyright: ignore[reportCallIssue]
+    quantizer: Any = layer.input_quantizer
+    if inputs:
+        return (quantizer(inputs[0]), *inputs[1:]), named
+    return inputs, {**named, "input": quantizer(named["input"])}
 
 
 def fake_quantize(network: nn.Module, bits: int = 8) -> nn.Module:
@@ -132,7 +137,15 @@ def fake_quantize(network: nn.Module, bits: int = 8) -> nn.Module:
         raise UserError(f"quantize.bits must lie in {FEWEST_BITS}…{MOST_BITS}, got {bits}")
     if is_quantized(network):
         raise UserError(f"this {type(network).__name__} is quantised already")
-    found = [m for m in network.modules() if isinstance(m, LAYERS) and not isinstance(m, UNCALLED)]
+    layers = {name: m for name, m in network.named_modules() if isinstance(m, LAYERS)}
+    found = [m for m in layers.values() if not isinstance(m, UNCALLED)]
+    for name, layer in layers.items():
+        if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
+            raise UserError(
+                f"the weight of {name or type(layer).__name__} is computed by a hook, as of the "
+                "old weight_norm, spectral_norm or prune: use torch.nn.utils.parametrizations, "
+                "or prune.remove"
+            )
     if not found:
         raise UserError(
             f"{type(network).__name__} has nothing to quantise: no convolutional or linear layer"
@@ -141,7 +154,7 @@ def fake_quantize(network: nn.Module, bits: int = 8) -> nn.Module:
         # unsafe: without a trial, which weights that are not loaded yet (meta) cannot pass
         parametrize.register_parametrization(layer, "weight", WeightQuantizer(bits), unsafe=True)
         layer.input_quantizer = InputQuantizer(bits)
-        layer.register_forward_pre_hook(_quantize_input)
+        layer.register_forward_pre_hook(_quantize_input, with_kwargs=True)
         layer.train(layer.training)  # new modules are in training mode, also in a trained network
     return network
 
@@ -249,5 +262,5 @@ def plain_copy(network: nn.Module) -> tuple[nn.Module, dict[str, tuple[float, in
         layer.register_parameter("weight", weight)
         for key, hook in list(layer._forward_pre_hooks.items()):
             if hook is _quantize_input:
-                del layer._forward_pre_hooks[key]
+                del layer._forward_pre_hooks[key], layer._forward_pre_hooks_with_kwargs[key]
     return twin, steps

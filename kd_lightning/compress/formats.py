@@ -31,6 +31,8 @@ class Format:
         load: loads a file into its runtime, on one thread of the CPU.
         batches: sizes of batches that a file takes; empty for any.
         takes_int8: whether the format has an int8 variant.
+        is_plain: whether a file can be loaded that may come from a stranger, because it runs no
+            code of its own.
     """
 
     suffix: str
@@ -39,11 +41,12 @@ class Format:
     load: Callable[[Path], Runtime]
     batches: tuple[int, ...] = ()
     takes_int8: bool = True
+    is_plain: bool = True
 
 
 FORMATS = {
     "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, OnnxFile),
-    "pt2": Format(".pt2", (), write_pt2, Pt2File, takes_int8=False),
+    "pt2": Format(".pt2", (), write_pt2, Pt2File, takes_int8=False, is_plain=False),
     "executorch": Format(
         ".pte", ("executorch", "torchao"), write_executorch, ExecutorchFile, batches=(1,)
     ),

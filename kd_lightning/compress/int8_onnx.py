@@ -15,6 +15,9 @@ import numpy as np
 from torch import Tensor
 
 WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+ALSO_WEIGHTED = ("LSTM", "GRU", "RNN", "Einsum")  # which ONNX Runtime computes in fp32
+PASS_WEIGHTS = ("DequantizeLinear", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast")
+CLIPS = ("Relu", "Clip")
 IN_INT8 = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 KEEP_RANGE = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 QUANTIZED = (
@@ -64,7 +67,10 @@ def quantize_model(model: Any, calibration: Tensor, steps: Steps, logits: str) -
             extra_options={"TensorQuantOverrides": _overrides(model, steps)},
         )
         quantized = onnx.load(after)
-    _leave_in_float(quantized.graph, logits)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    # Not if they are clipped, which the rounding does, too.
+    if makers[logits].op_type in WEIGHTED:
+        _leave_in_float(quantized.graph, logits)
     return quantized
 
 
@@ -75,11 +81,14 @@ def int8_share(model: Any) -> float:
         model: a model as ONNX Runtime optimised it for this processor.
     """
     large = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
-    weighted = [
-        node.op_type
-        for node in model.graph.node
-        if any(kind in node.op_type for kind in WEIGHTED) and large & {*node.input}
-    ]
+    weighted = []
+    for node in model.graph.node:  # in the order of computation
+        if not large & {*node.input}:
+            continue
+        if node.op_type in PASS_WEIGHTS:
+            large |= {*node.output}
+        elif any(kind in node.op_type for kind in (*WEIGHTED, *ALSO_WEIGHTED)):
+            weighted.append(node.op_type)
     return sum(name in IN_INT8 for name in weighted) / max(len(weighted), 1)
 
 
@@ -104,6 +113,10 @@ def _overrides(model: Any, steps: Steps) -> dict[str, Any]:
         while tensor in makers and makers[tensor].op_type in KEEP_RANGE:
             tensor = makers[tensor].input[0]
         scale, zero = steps[path]
+        # ONNX Runtime lets the rounding of a ReLU's output clip for it, which needs zero at 0; it
+        # is not where a layer is used in several places.
+        if zero and tensor in makers and makers[tensor].op_type in CLIPS:
+            continue
         found[tensor] = [
             {"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}
         ]

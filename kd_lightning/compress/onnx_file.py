@@ -68,6 +68,7 @@ def write_onnx(
     if calibration is not None:
         model = quantize_model(model, calibration, steps, OUTPUTS[1])
     _strip(model)
+    _name_batch(model)
     for name, value in properties.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, json.dumps(value, ensure_ascii=False)
@@ -135,6 +136,15 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _name_batch(model: Any) -> None:
+    """Call the size of the batch so, which the exporter numbers."""
+    found = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == found:
+                dim.dim_param = "batch"
 
 
 def _strip(model: Any) -> None:

@@ -227,7 +227,10 @@ def shipping(report: Report) -> list[str]:
 
 def _smallest(teacher: Teacher, report: Report) -> str:
     exported, scores = report.exported, teacher.summary(TEST)
-    files = [p for p in exported.students if p.group and p.group.label in teacher.groups]
+    # Students that had no teacher, as in mutual learning, are compared with the only one, too.
+    is_only = len(report.teachers) == 1
+    students = [p for p in exported.students if p.group]
+    files = [p for p in students if is_only or (p.group and p.group.label in teacher.groups)]
     if not scores or not files:
         return ""
     goal = f"within {100 * NEAR:g} points of the {teacher_name(teacher, report)} on test data"

@@ -21,9 +21,9 @@ from kd_lightning.compress.benchmark import (
     eager,
     measure,
 )
-from kd_lightning.compress.fake_quantize import is_quantized, plain_copy
+from kd_lightning.compress.fake_quantize import bits_of, is_quantized, plain_copy
 from kd_lightning.compress.formats import FORMATS, Format
-from kd_lightning.runs.export import export, exported_file, file_name
+from kd_lightning.runs.export import INT8, export, exported_file, file_name
 from kd_lightning.runs.load import Run, load_run
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_text
@@ -171,21 +171,27 @@ def _prepare(
 ) -> tuple[list[Entry], dict[int, Competitor]]:
     """Return the entries of a run, not measured yet, and what to measure by their numbers."""
     shape = run.spec.input_shape
-    accuracy, memory = run.number("test/accuracy"), _memory(run.network)
-    entries = [Entry(EAGER, bytes=memory, accuracy=accuracy)]
-    # Of a quantised run without the rounding, which simulates integers at some cost.
-    competitors = {0: Competitor(eager(plain_copy(run.network)[0], run.spec), shape)}
+    # Of a quantised run without the rounding of activations, which simulates integers at some
+    # cost; its accuracy is that of the same network in another format.
+    network = plain_copy(run.network)[0]
+    accuracy = run.number("test/accuracy") if not is_quantized(run.network) else None
+    entries = [Entry(EAGER, bytes=_memory(network), accuracy=accuracy)]
+    competitors = {0: Competitor(eager(network, run.spec), shape)}
     for form, described in FORMATS.items():
         for int8 in _variants(run, described):
             name = file_name(form, int8)
             entry = Entry(form, int8, name)
             try:
-                if not (run.path / EXPORTED / name).is_file():
+                # Also where a file might be a stranger's that runs code when it is loaded.
+                if not (run.path / EXPORTED / name).is_file() or not (described.is_plain or trust):
                     note(f"Exporting {run.path / EXPORTED / name}")
                     export(run, form, int8=int8, trust=trust)
                 file, record = exported_file(run.path, name)
                 size, accuracy = file.stat().st_size, finite(record.get("accuracy"))
                 entry = replace(entry, bytes=size, accuracy=accuracy)
+                if not int8 and entries[0].accuracy is None:
+                    exact = finite(record.get("checkpoint_accuracy"))
+                    entries[0] = replace(entries[0], accuracy=exact)
                 if record.get("passed") is not True:
                     raise UserError(f"it does not answer as its checkpoint does: see {EXPORTED}/")
                 runtime = described.load(file)
@@ -198,9 +204,9 @@ def _prepare(
 
 
 def _variants(run: Run, form: Format) -> list[bool]:
-    """Return whether a format has int8 files of a run, files in floating point, or both."""
-    floating = [] if is_quantized(run.network) else [False]
-    return [*floating, True] if form.takes_int8 else floating
+    """Return whether a format has int8 files of a run, beside those in floating point."""
+    is_simulated = is_quantized(run.network) and bits_of(run.network) != INT8
+    return [False, True] if form.takes_int8 and not is_simulated else [False]
 
 
 def _memory(network: nn.Module) -> int:

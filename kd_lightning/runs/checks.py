@@ -8,9 +8,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kd_lightning.compress.formats import FORMATS
+from kd_lightning.data.images import FEWEST
 from kd_lightning.metrics.figures import DECLARED, parse
 from kd_lightning.runs.arguments import check_arguments, nearest
 from kd_lightning.runs.directory import plain
+from kd_lightning.runs.export import INT8, check_width
 from kd_lightning.utils.errors import UserError
 
 # In this order, so that a setting is named where the user set it: `model` repeats `method`, the
@@ -41,7 +43,7 @@ def check(cfg: DictConfig) -> None:
     _check_seed(cfg.seed)
     if not isinstance(cfg.teacher_store, str):
         raise UserError(f"teacher_store must be a folder, got {_text(cfg.teacher_store)}")
-    if cfg.get("quantize") is not None:  # first, because the student repeats its bits
+    if cfg.get("quantize"):  # first, because the student repeats its bits
         check_section(cfg, "quantize")
     for section in CREATED:
         check_section(cfg, section)
@@ -57,7 +59,8 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"chain={config['chain']} is no chain: see experiment=self_distillation")
     check_arguments(config["chain"], "chain")
     _check_root(config)
-    _check_export(config.get("export"))
+    _check_quantize(config.get("quantize") or {}, config["trainer"])
+    _check_export(config.get("export"), config.get("quantize") or {})
     _check_trainer(config["trainer"])
 
 
@@ -91,13 +94,32 @@ def _check_root(config: Mapping[str, Any]) -> None:
             _check_monitor(f"callbacks.{name}.monitor", given, is_known)
 
 
-def _check_export(export: Any) -> None:
+def _check_quantize(quantize: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    """Check what the callback would refuse only once a teacher is trained."""
+    start, epochs = quantize.get("start_epoch", 0), trainer.get("max_epochs")
+    if isinstance(epochs, int) and 0 < epochs <= start and not trainer.get("fast_dev_run"):
+        raise UserError(
+            f"quantize.start_epoch={start} leaves no epoch of trainer.max_epochs={epochs} to train "
+            "quantised"
+        )
+    if quantize and str(trainer.get("precision")) in ("bf16-true", "16-true"):
+        raise UserError(
+            "quantize= rounds in float32: choose trainer.precision=32-true, 16-mixed or "
+            f"bf16-mixed instead of {trainer['precision']}"
+        )
+    if quantize.get("images", FEWEST) < FEWEST:
+        raise UserError(f"quantize.images must be at least {FEWEST}, got {quantize['images']}")
+
+
+def _check_export(export: Any, quantize: Mapping[str, Any]) -> None:
     """Check before a training that its network can be exported at the end."""
     for form in formats_of(export):
         if form not in FORMATS:
             raise UserError(f"export={form} is none of {', '.join(FORMATS)}")
         if missing := [name for name in FORMATS[form].packages if find_spec(name) is None]:
             raise UserError(f"export={form} needs {missing[0]}: pip install 'kd-lightning[{form}]'")
+        if quantize:
+            check_width(form, quantize.get("bits", INT8))
 
 
 def formats_of(export: Any) -> list[str]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from kd_lightning.compress.fake_quantize import bits_of, is_quantized
+from kd_lightning.compress.fake_quantize import bits_of, is_quantized, plain_copy
 from kd_lightning.compress.formats import FORMATS
 from kd_lightning.compress.verify import BATCHES, verify
 from kd_lightning.data.images import ImageDataModule
@@ -47,7 +47,8 @@ def export(
         run: a finished run of images.
         form: one of :data:`~kd_lightning.compress.formats.FORMATS`.
         int8: compute in int8: with the ranges of activations of a quantised run, or those of
-            training images without augmentation. By default, if the run is quantised.
+            training images without augmentation. By default, if the run is quantised. In
+            floating point, such a run's file has the rounded weights, without other rounding.
         path: the file; in the run's folder ``exported/`` by default.
         trust: read the images by any class that the run names, which runs its code.
 
@@ -59,21 +60,22 @@ def export(
         UserError: if the run is not finished, its images cannot be read, the format has no int8
             variant, the run is quantised to another width, or the network cannot be exported.
     """
-    if form not in FORMATS:
-        raise UserError(f"format={form} is none of {', '.join(FORMATS)}")
+    check_exportable(run, form, int8)
     if not run.is_finished:
         raise UserError(f"{run.path} is not finished: resume={run.path} goes on with it")
     written, int8 = FORMATS[form], is_quantized(run.network) if int8 is None else int8
-    _check_int8(run, form, int8)
+    network = run.network if int8 else plain_copy(run.network)[0]
     data = _data(run, trust)  # first, because an export that is not verified is worth nothing
     file = path or run.path / EXPORTED / file_name(form, int8)
     names = list(run.spec.class_names)
     facts = {name: run.facts[name] for name in FACTS}
     shape = run.spec.input_shape
     calibration = data.calibration(CALIBRATION) if int8 else None
+    # First, because a damaged record must not cost it the new file.
+    records = read_json(file.parent / RECORD) if (file.parent / RECORD).is_file() else {}
     try:
-        properties = {"class_names": names, "run": facts}
-        written.write(run.network, run.spec, file, properties, calibration)
+        properties = {"class_names": names, "input_shape": list(shape), "run": facts}
+        written.write(network, run.spec, file, properties, calibration)
         content = file.read_bytes()
         record = {
             "file": file.name,
@@ -81,7 +83,7 @@ def export(
             "int8": int8,
             **verify(
                 written.load(file),
-                run.network,
+                network,
                 run.spec,
                 _test_images(data, shape),
                 int8,
@@ -91,7 +93,6 @@ def export(
             "sha256": hashlib.sha256(content).hexdigest(),
             "versions": {name: version(name) for name in ("torch", *written.packages)},
         }
-        records = read_json(file.parent / RECORD) if (file.parent / RECORD).is_file() else {}
         write_text(file.parent / RECORD, json.dumps({**records, file.name: record}, indent=2))
     except OSError as error:
         raise UserError(f"the export cannot be written: {error}") from error
@@ -109,15 +110,36 @@ def export_as(run: Run, path: Path, quantize: str | None) -> dict[str, Any]:
     return export(run, forms[path.suffix], int8=int8, path=path)
 
 
-def _check_int8(run: Run, form: str, int8: bool) -> None:
-    if int8 and not FORMATS[form].takes_int8:
+def check_exportable(run: Run, form: str, int8: bool | None) -> None:
+    """Check that there is such a file of a run.
+
+    Raises:
+        UserError: if the format is unknown or has no int8 variant, or the run is quantised to
+            another width.
+    """
+    if form not in FORMATS:
+        raise UserError(f"format={form} is none of {', '.join(FORMATS)}")
+    if int8 is False or (int8 is None and not is_quantized(run.network)):
+        return
+    check_width(form, bits_of(run.network) if is_quantized(run.network) else INT8)
+
+
+def check_width(form: str, bits: int) -> None:
+    """Check that a format has files of integers of a width.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if not FORMATS[form].takes_int8:
         able = ", ".join(name for name, each in FORMATS.items() if each.takes_int8)
-        raise UserError(f"format={form} has no int8 variant: use one of {able}")
-    if is_quantized(run.network) and not int8:
-        raise UserError(f"{run.path} is quantised: export it with quantize=int8")
-    if is_quantized(run.network) and (bits := bits_of(run.network)) != INT8:
         raise UserError(
-            f"{run.path} is quantised to {bits} bits, which are simulated: files exist for {INT8}"
+            f"format={form} has no int8 variant: use one of {able}, or kd-export quantize=none for "
+            "floating point"
+        )
+    if bits != INT8:
+        raise UserError(
+            f"quantised to {bits} bits, which are simulated: files in integers exist for {INT8}; "
+            "kd-export quantize=none writes the rounded weights in floating point"
         )
 
 

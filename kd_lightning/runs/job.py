@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from kd_lightning.callbacks.loggers import log_outcome
 from kd_lightning.callbacks.profiler import PhaseProfiler, Unprofiled
+from kd_lightning.compress.fake_quantize import activate
 from kd_lightning.data.types import UNLABELLED
 from kd_lightning.modules import DistillationModule, TeacherModule
 from kd_lightning.modules.base import BaseModule
@@ -239,7 +240,7 @@ def run(
         **{name: float(value) for name, value in figures.items()},
         # Lightning moves the module to the CPU at the end, but latency is measured on the
         # device of the training.
-        **module.to(trainer.strategy.root_device).describe(),
+        **described(module.to(trainer.strategy.root_device)),
         **_labels(data),
         "seconds": round(seconds, 2),
         "epochs": trainer.current_epoch,
@@ -259,6 +260,16 @@ def export_all(cfg: DictConfig) -> None:
         if not record["passed"]:
             raise UserError(f"{file} does not answer as its checkpoint does: see {RECORD} there")
         log.info("exported: %s (accuracy %.2f %%)", file, 100 * record["accuracy"])
+        log.info("measure it: kd-benchmark %s", cfg.run_dir)
+
+
+def described(module: BaseModule) -> dict[str, float]:
+    """Return sizes and costs; of a quantised network without its rounding, which is simulated."""
+    activate(module.network, False)
+    try:
+        return module.describe()
+    finally:
+        activate(module.network)
 
 
 def _labels(data: L.LightningDataModule) -> dict[str, int]:

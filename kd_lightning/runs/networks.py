@@ -65,7 +65,7 @@ def with_own_parts(cfg: DictConfig) -> DictConfig:
 
 def _quantize(cfg: DictConfig) -> None:
     quantize = cfg.get("quantize")
-    if not OmegaConf.is_dict(quantize) or cfg.student.get("_target_") == QUANTIZED:
+    if not quantize or cfg.student.get("_target_") == QUANTIZED:
         return
     if cfg.model._target_ in SUPERVISED:
         raise UserError(

@@ -93,6 +93,8 @@ def settings_of(
     # Callbacks count one by one instead of by option, since those that only observe a run are
     # left out: see shapes_result() in runs/teacher.py.
     named = {name.rpartition("@")[2]: option for name, option in choices.items() if option}
+    if named.get("quantize") == "none":  # as in runs from before there was a choice
+        del named["quantize"]
     sections = {*sections_of(role)} - {"callbacks"}
     options = {k: v for k, v in named.items() if k.partition(".")[0] in sections}
     if "teacher_from.path" in flat:  # teacher_ckpt= is short for it

@@ -30,7 +30,7 @@ from kd_lightning.runs.checkpoints import load_network, read_checkpoint, recorde
 from kd_lightning.runs.checks import check
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.load import build_network, load_run, untrained
-from kd_lightning.runs.networks import PROBE
+from kd_lightning.runs.networks import PROBE, QUANTIZED
 from kd_lightning.runs.processes import chosen_options, option_alone
 from kd_lightning.runs.record import INCIDENTAL
 from kd_lightning.runs.trust import is_given
@@ -258,6 +258,9 @@ def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str
     job = copy.deepcopy(job)
     job.run_dir = ""  # callbacks contain its path, which must not change the key
     model, trainer = plain(job.model), plain(job.trainer)
+    net = model["net"]
+    if net["_target_"] == QUANTIZED:  # the first generation of a chain of quantised students
+        net = net["net"]
     recipe = {
         "model": model,
         "trainer": {k: v for k, v in trainer.items() if f"trainer.{k}" not in INCIDENTAL},
@@ -265,11 +268,11 @@ def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str
         "task": plain(job.task),
         "data": [_content(job, data), getattr(data, "batch_size", None), world_size],
         "version": __version__,
-        "code": sources([get_object(model["net"]["_target_"]).__module__]),
+        "code": sources([get_object(net["_target_"]).__module__]),
         "weights": [crc32(Path(file)) for file in sorted(_weight_files(model))],
         "callbacks": {k: v for k, v in plain(job.callbacks).items() if shapes_result(v)},
     }
-    return teacher_key(model["net"]["_target_"].rpartition(".")[2], recipe)
+    return teacher_key(net["_target_"].rpartition(".")[2], recipe)
 
 
 def _weight_files(described: Any) -> set[str]:

@@ -7,6 +7,7 @@ import torch
 from conftest import Command
 
 from kd_lightning.callbacks.max_norm import MaxNorm
+from kd_lightning.compress.fake_quantize import fake_quantize
 from kd_lightning.data.types import Batch
 from kd_lightning.modules import TeacherModule
 from kd_lightning.nets.mlp import MLP
@@ -27,6 +28,13 @@ def step(module: TeacherModule, limit: float) -> None:
     nothing: Any = None
     batch = Batch(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), torch.zeros(1))
     MaxNorm(limit).on_train_batch_end(nothing, module, None, batch, 0)
+
+
+def test_weights_of_quantised_layers_are_limited(module: TeacherModule) -> None:
+    fake_quantize(module.net)
+    step(module, limit=2.0)
+    weight = module.net.get_parameter("layers.1.parametrizations.weight.original")
+    assert float(weight.detach().norm(dim=1).max()) == pytest.approx(2.0)
 
 
 def test_long_rows_are_scaled_to_the_limit(module: TeacherModule) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from kd_lightning.compress.fake_quantize import (
     MOMENTUM,
@@ -176,6 +177,37 @@ def test_attention_is_quantised_where_its_layers_are_called() -> None:
     net = fake_quantize(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     assert [name for name, _ in quantized_layers(net)] == ["linear1", "linear2"]
     net(torch.randn(2, 3, 8)).sum().backward()
+
+
+class ByName(nn.Module):
+    """A network that calls its layer with a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(input=x)
+
+
+def test_inputs_given_by_keyword_are_rounded() -> None:
+    net = ByName().eval()
+    fake_quantize(net, 2)
+    calibrate(net, torch.linspace(-1, 1, 40).view(10, 4))
+    x = torch.full((1, 4), 0.2)
+    weight = net.layer.weight.sum(1)
+    scale, _ = net.layer.input_quantizer.steps()
+    assert torch.allclose(net(x)[0], (0.2 / scale).round() * scale * weight + net.layer.bias)
+    plain, _ = plain_copy(net)
+    assert torch.allclose(plain(x)[0], 0.2 * weight + net.layer.bias)
+
+
+def test_weights_computed_by_hooks_are_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    prune.random_unstructured(net[1], "weight", 0.5)
+    with pytest.raises(UserError, match="the weight of 1 is computed by a hook"):
+        fake_quantize(net)
+    assert not is_quantized(net)
 
 
 def test_what_cannot_be_quantised_is_named() -> None:

@@ -119,3 +119,51 @@ def test_the_share_counts_operators_with_weights_alone() -> None:
     ]
     graph = onnx.helper.make_graph(nodes, "g", [], [], [weight])
     assert int8_share(onnx.helper.make_model(graph)) == 0.5
+
+
+class Twice(nn.Module):
+    """A network that uses one layer in two places, of which one is after a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(768, 32), nn.Linear(32, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(self.first(x.flatten(1)))
+        return self.last(self.again(x.relu()).relu())
+
+
+def differences(net: nn.Module, path: Path) -> tuple[float, float]:
+    """The largest difference between file and fake-quantised network, and the largest logit."""
+    fake_quantize(net.eval())
+    calibrate(Deployed(net, SPEC).eval(), images(200))
+    write_onnx(net, SPEC, path, {}, images(200))
+    test = images(100, seed=1)
+    with torch.inference_mode():
+        expected = Deployed(net, SPEC)(test)[1].numpy()
+    return float(np.abs(OnnxFile(path)(test.numpy())[1] - expected).max()), float(expected.max())
+
+
+def test_a_layer_that_is_used_twice_is_rounded_in_both_places(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    difference, scale = differences(Twice(), tmp_path / "a.onnx")
+    assert difference < 0.05 * scale
+
+
+def test_a_relu_after_the_last_layer_stays(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Linear(32, 5), nn.ReLU())
+    difference, scale = differences(net, tmp_path / "a.onnx")
+    assert difference < 0.05 * scale
+    assert OnnxFile(tmp_path / "a.onnx")(images(50, seed=2).numpy())[1].min() >= 0
+
+
+def test_operators_that_stay_in_floating_point_count(tmp_path: Path) -> None:
+    """Of a transposed convolution, ONNX Runtime converts the integers back to numbers first."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+    ).eval()
+    write_onnx(net, SPEC, tmp_path / "a.onnx", {}, images(64))
+    assert OnnxFile(tmp_path / "a.onnx").int8_share == pytest.approx(2 / 3)

@@ -139,6 +139,8 @@ def test_the_file_has_facts_and_nothing_of_the_exporter(tmp_path: Path) -> None:
     assert str(Path(__file__).parents[2]).encode() not in (tmp_path / "a.onnx").read_bytes()
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     assert session.get_inputs()[0].type == "tensor(uint8)"
+    assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
+    assert [value.shape for value in session.get_outputs()] == [["batch", 10]] * 2
 
 
 class Branching(nn.Module):
@@ -218,3 +220,30 @@ def test_each_file_of_a_run_has_a_record(digits_run: Path, tmp_path: Path) -> No
     ):
         with pytest.raises(UserError, match=message):
             run.export(tmp_path / name, quantize="int8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("onnx",), "onnx is no setting: kd-export takes one run"),
+        (("format=tflite",), "format=tflite is none of onnx, pt2, executorch"),
+        (("bits=4",), "kd-export has only format= and quantize="),
+        (("format=onnx,pt2", "quantize=int8"), "format=pt2 has no int8 variant"),
+    ],
+)
+def test_wrong_words_end_with_one_line_before_a_file_is_written(
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    path = shutil.copytree(digits_run, tmp_path / "sweep" / "0")
+    monkeypatch.setattr(sys, "argv", ["kd-export", str(path), *words])
+    with pytest.raises(SystemExit, match=message):
+        kd_export()
+    assert not (path / "exported").exists()
+    monkeypatch.setattr(sys, "argv", ["kd-export", str(tmp_path / "sweep")])
+    with pytest.raises(SystemExit, match=r"is a sweep: name one of its jobs, such as .*/0"):
+        kd_export()

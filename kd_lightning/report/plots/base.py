@@ -145,7 +145,8 @@ def pareto_front(axes: Any, points: Iterable[tuple[float, float]]) -> None:
             best = y
             front.append((x, y))
     steps = [*front, (max(x for x, _ in points), best)]
-    axes.step(*zip(*steps, strict=True), where="post", color=GREY, ls=":", label="Pareto front")
+    label = "Pareto front" if len(steps) > 2 else None  # else there is hardly a line to explain
+    axes.step(*zip(*steps, strict=True), where="post", color=GREY, ls=":", label=label)
 
 
 def series_of(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, list[Row]]:
@@ -182,7 +183,8 @@ def legend(axes: Any) -> None:
 
 def colors_of(series: Sequence[Sequence[Row]]) -> list[str]:
     """Return grey for the baseline, the first of several, and a colour for each other series."""
-    colors = iter(COLORS * (1 + len(series) // len(COLORS)))
+    others = [color for color in COLORS if color != TEACHER_COLOR]
+    colors = iter(others * (1 + len(series) // len(others)))
     baselines = [i for i, part in enumerate(series) if all(row.is_baseline for row in part)]
     return [GREY if i in baselines[:1] else next(colors) for i in range(len(series))]
 

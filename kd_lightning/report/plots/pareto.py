@@ -39,7 +39,8 @@ def plots(report: Report) -> list[Plot]:
         figure = _figure(report, lambda point: point.ms, "ms for one image", lambda ms: f"{ms:g}")
         caption = (
             f"{BARS} Times are medians, on one thread of {exported.cpus[0]}. No student is both "
-            "faster and better than one on the Pareto front."
+            "faster and better than one on the Pareto front; differences of a few percent in "
+            "time are noise."
         )
         found.append(Plot("pareto_time", "Accuracy against time for one image", caption, figure))
     figure = _figure(report, lambda point: point.bytes, "size of the file", file_size)
@@ -61,13 +62,14 @@ def _figure(
         # The legend shows colours and markers apart: together they would be too many.
         ax.plot([], [], color=color, lw=4, label=name)
     for point in exported.teachers:
-        _draw(ax, point, x(point), TEACHER_COLOR, "*", size=12)
+        _draw(ax, point, x(point), TEACHER_COLOR, shapes[point.form], size=9)
     if exported.teachers:
-        ax.plot([], [], "*", color=TEACHER_COLOR, markersize=9, label="teacher")
+        ax.plot([], [], color=TEACHER_COLOR, lw=4, label="teacher")
     for name, point in {point.name: point for point in files}.items():
         fill = "none" if point.int8 else GREY
         ax.plot([], [], shapes[point.form], color=GREY, markerfacecolor=fill, label=name)
     pareto_front(ax, [(x(point), point.accuracy.mean) for point in exported.students])
+    ax.margins(0.08)
     log_axis(ax, text)
     percent_axis(ax.yaxis)
     ax.set(xlabel=label, ylabel="test accuracy")
