@@ -200,7 +200,6 @@ def test_calibration_images_are_drawn_from_training(tmp_path: Path) -> None:
         (("quantize.start_epoch=3",), "leaves no epoch of trainer.max_epochs=3"),
         (("export=pt2",), "format=pt2 has no int8 variant"),
         (("trainer.precision=bf16-true",), "quantize= rounds in float32"),
-        (("quantize=ptq", "~quantize.start_epoch", "quantize.images=3"), "images must be at least"),
     ],
 )
 def test_wrong_settings_end_with_one_line(
@@ -238,6 +237,8 @@ def test_export_at_the_end_and_widths_without_a_file(command: Command, tmp_path:
     assert done.returncode == 1
     assert "quantised to 4 bits, which are simulated" in done.stderr
     assert not (low / "run.json").is_file()  # before anything is trained
+    done = command("data=digits", "quantize=ptq", "quantize.images=3", f"hydra.run.dir={low}")
+    assert done.stderr == "error: quantize.images must be at least 32, got 3\n"
     done = command("data=digits", "export=tflite", f"hydra.run.dir={tmp_path / 'none'}")
     assert done.returncode == 1
     assert "export=tflite is none of onnx, pt2, executorch" in done.stderr
