@@ -60,7 +60,7 @@ def markers(plot: Plot) -> dict[tuple[float, float], tuple[str, bool]]:
             line.get_markerfacecolor() != "none",
         )
         for line in axes.lines
-        if len(line.get_xdata()) == 1 and line.get_marker() in ("o", "s", "*")
+        if len(line.get_xdata()) == 1 and line.get_marker() in ("o", "s", "o")
     }
 
 
@@ -86,7 +86,7 @@ def test_files_are_drawn_by_time_and_by_size(sweep: Path) -> None:
     assert markers(plots["pareto_time"]) == {
         **{(0.01, 0.94): ("o", True), (0.02, 0.94): ("o", False)},
         **{(0.02, 0.976): ("o", True), (0.04, 0.976): ("o", False)},
-        **{(0.3, 0.98): ("*", True), (0.1, 0.979): ("*", False)},
+        **{(0.3, 0.98): ("o", True), (0.1, 0.979): ("o", False)},
     }
     sizes = {x for x, _ in markers(plots["pareto_bytes"])}
     assert sizes == {2500, 10_000, 40_000, 1e6, 4e6}
