@@ -72,11 +72,7 @@ class QuantizationAware(_Quantizing):
         epochs = trainer.max_epochs or -1
         if getattr(trainer, "fast_dev_run", False):
             self.start_epoch = 0  # the only epoch tries what the later ones would do
-        if 0 <= epochs <= self.start_epoch:
-            raise UserError(
-                f"quantize.start_epoch={self.start_epoch} leaves no epoch of trainer.max_epochs="
-                f"{epochs} to train quantised"
-            )
+        check_start(self.start_epoch, epochs)
         steps = float(trainer.estimated_stepping_batches)
         before = steps * self.start_epoch / epochs if epochs > 0 else 0.0
         self._freeze_step = before + (steps - before) * self.freeze
@@ -105,6 +101,19 @@ class QuantizationAware(_Quantizing):
         if frozen is not self._is_frozen:  # not in every step, which would walk through all layers
             freeze_ranges(_network(pl_module), frozen)
             self._is_frozen = frozen
+
+
+def check_start(start_epoch: int, max_epochs: int) -> None:
+    """Check that quantised training begins before the training ends.
+
+    Raises:
+        UserError: if it does not. A negative ``max_epochs`` means that there is no limit.
+    """
+    if 0 <= max_epochs <= start_epoch:
+        raise UserError(
+            f"quantize.start_epoch={start_epoch} leaves no epoch of trainer.max_epochs="
+            f"{max_epochs} to train quantised"
+        )
 
 
 class PostTraining(_Quantizing):

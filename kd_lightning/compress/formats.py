@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from kd_lightning.compress.executorch_file import ExecutorchFile, write_executorch
 from kd_lightning.compress.onnx_file import OnnxFile, write_onnx
 from kd_lightning.compress.pt2_file import Pt2File, write_pt2
+from kd_lightning.compress.verify import Runtime
 from kd_lightning.data.types import ImageSpec
 
-# Probabilities and logits, N×K each, of uint8 images, N×C×H×W, by an exported file.
-Runtime = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Writes a network for a specification to a path, with properties to store in the file. Given
 # calibration images, uint8 N×C×H×W, the file computes in int8.
 Writer = Callable[[nn.Module, ImageSpec, Path, Mapping[str, Any], Tensor | None], None]

@@ -15,6 +15,7 @@ TOLERANCE = 1e-4  # of the largest logit
 INT8_LOSS = 0.01  # of accuracy, at most
 INT8_SHARE = 0.95  # of the operators with weights, at least
 
+# Probabilities and logits, N×K each, of uint8 images, N×C×H×W, by an exported file.
 Runtime = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 

@@ -23,7 +23,8 @@ from kd_lightning.nets.ensemble import Ensemble, mean_probabilities
 from kd_lightning.runs.build import build_data, build_task, make
 from kd_lightning.runs.checkpoints import load_network
 from kd_lightning.runs.directory import plain, start_anew, write_config, write_metrics
-from kd_lightning.runs.job import export_all, prepare, recorded
+from kd_lightning.runs.export import export_all
+from kd_lightning.runs.job import prepare, recorded
 from kd_lightning.runs.load import untrained
 from kd_lightning.runs.processes import chosen_options, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts

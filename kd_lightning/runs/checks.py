@@ -7,12 +7,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kd_lightning.callbacks.quantization import check_start
 from kd_lightning.compress.formats import FORMATS
 from kd_lightning.data.images import FEWEST
 from kd_lightning.metrics.figures import DECLARED, parse
 from kd_lightning.runs.arguments import check_arguments, nearest
 from kd_lightning.runs.directory import plain
-from kd_lightning.runs.export import INT8, check_width
+from kd_lightning.runs.export import INT8, check_width, formats_of
 from kd_lightning.utils.errors import UserError
 
 # In this order, so that a setting is named where the user set it: `model` repeats `method`, the
@@ -96,12 +97,9 @@ def _check_root(config: Mapping[str, Any]) -> None:
 
 def _check_quantize(quantize: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
     """Check what the callback would refuse only once a teacher is trained."""
-    start, epochs = quantize.get("start_epoch", 0), trainer.get("max_epochs")
-    if isinstance(epochs, int) and 0 < epochs <= start and not trainer.get("fast_dev_run"):
-        raise UserError(
-            f"quantize.start_epoch={start} leaves no epoch of trainer.max_epochs={epochs} to train "
-            "quantised"
-        )
+    epochs = trainer.get("max_epochs")
+    if "start_epoch" in quantize and isinstance(epochs, int) and not trainer.get("fast_dev_run"):
+        check_start(quantize["start_epoch"], epochs)
     if quantize and str(trainer.get("precision")) in ("bf16-true", "16-true"):
         raise UserError(
             "quantize= rounds in float32: choose trainer.precision=32-true, 16-mixed or "
@@ -120,15 +118,6 @@ def _check_export(export: Any, quantize: Mapping[str, Any]) -> None:
             raise UserError(f"export={form} needs {missing[0]}: pip install 'kd-lightning[{form}]'")
         if quantize:
             check_width(form, quantize.get("bits", INT8))
-
-
-def formats_of(export: Any) -> list[str]:
-    """Return the formats that the setting ``export`` names."""
-    return (
-        []
-        if export is None
-        else [str(form) for form in ([export] if isinstance(export, str) else export)]
-    )
 
 
 def _check_seed(seed: Any) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
@@ -17,12 +18,15 @@ from kd_lightning.compress.formats import FORMATS
 from kd_lightning.compress.verify import BATCHES, verify
 from kd_lightning.data.images import ImageDataModule
 from kd_lightning.runs.build import build_data
-from kd_lightning.runs.load import Run
+from kd_lightning.runs.directory import plain
+from kd_lightning.runs.load import Run, load_run
 from kd_lightning.runs.trust import strangers
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_text
 from kd_lightning.utils.reading import read_json
 from kd_lightning.utils.run_directory import EXPORTED
+
+log = logging.getLogger(__name__)
 
 RECORD = "export.json"  # of all files in the folder, by name
 AT_ONCE = 256  # images
@@ -108,6 +112,31 @@ def export_as(run: Run, path: Path, quantize: str | None) -> dict[str, Any]:
         raise UserError(f"quantize={quantize} is none of none, int8")
     int8 = None if quantize is None else quantize == "int8"
     return export(run, forms[path.suffix], int8=int8, path=path)
+
+
+def export_all(cfg: DictConfig) -> None:
+    """Export a finished run in the formats of the setting ``export``.
+
+    Raises:
+        UserError: if a file cannot be written, or does not answer as its checkpoint does.
+    """
+    for form in formats_of(plain(cfg).get("export")):
+        # Its code is that of this very job.
+        record = export(load_run(cfg.run_dir, trust=True), form, trust=True)
+        file = Path(cfg.run_dir) / EXPORTED / record["file"]
+        if not record["passed"]:
+            raise UserError(f"{file} does not answer as its checkpoint does: see {RECORD} there")
+        log.info("exported: %s (accuracy %.2f %%)", file, 100 * record["accuracy"])
+        log.info("measure it: kd-benchmark %s", cfg.run_dir)
+
+
+def formats_of(export: Any) -> list[str]:
+    """Return the formats that the setting ``export`` names."""
+    return (
+        []
+        if export is None
+        else [str(form) for form in ([export] if isinstance(export, str) else export)]
+    )
 
 
 def check_exportable(run: Run, form: str, int8: bool | None) -> None:

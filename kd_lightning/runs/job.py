@@ -32,7 +32,6 @@ from kd_lightning.runs.build import (
     build_task,
     build_trainer,
 )
-from kd_lightning.runs.checks import formats_of
 from kd_lightning.runs.directory import (
     plain,
     start_anew,
@@ -40,18 +39,18 @@ from kd_lightning.runs.directory import (
     write_diagnostics,
     write_metrics,
 )
-from kd_lightning.runs.export import RECORD, export
-from kd_lightning.runs.load import load_run
+from kd_lightning.runs.export import export_all
 from kd_lightning.runs.naming import twin_of
 from kd_lightning.runs.processes import chosen_options, one_job, own_overrides
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.runs.rehearsal import rehearse
 from kd_lightning.runs.resumption import FINISHED, checkpoint_to_resume, is_already_finished
-from kd_lightning.runs.teacher import TeacherOrder, measure_teacher, publish, shapes_result
+from kd_lightning.runs.teacher import TeacherOrder, measure_teacher, publish
+from kd_lightning.runs.teacher_key import shapes_result
 from kd_lightning.teachers.sources import TeacherSource
-from kd_lightning.utils.errors import Interrupted, UserError
+from kd_lightning.utils.errors import Interrupted
 from kd_lightning.utils.reading import read_json
-from kd_lightning.utils.run_directory import EXPORTED, FACTS, METRICS
+from kd_lightning.utils.run_directory import FACTS, METRICS
 
 log = logging.getLogger(__name__)
 
@@ -245,22 +244,6 @@ def run(
         "seconds": round(seconds, 2),
         "epochs": trainer.current_epoch,
     }
-
-
-def export_all(cfg: DictConfig) -> None:
-    """Export a finished run in the formats of the setting ``export``.
-
-    Raises:
-        UserError: if a file cannot be written, or does not answer as its checkpoint does.
-    """
-    for form in formats_of(plain(cfg).get("export")):
-        # Its code is that of this very job.
-        record = export(load_run(cfg.run_dir, trust=True), form, trust=True)
-        file = Path(cfg.run_dir) / EXPORTED / record["file"]
-        if not record["passed"]:
-            raise UserError(f"{file} does not answer as its checkpoint does: see {RECORD} there")
-        log.info("exported: %s (accuracy %.2f %%)", file, 100 * record["accuracy"])
-        log.info("measure it: kd-benchmark %s", cfg.run_dir)
 
 
 def described(module: BaseModule) -> dict[str, float]:

@@ -91,7 +91,7 @@ def settings_of(
     """
     flat = _determining(_flat(config, role), str(config.get("run_dir") or ""), unresolved)
     # Callbacks count one by one instead of by option, since those that only observe a run are
-    # left out: see shapes_result() in runs/teacher.py.
+    # left out: see shapes_result() in runs/teacher_key.py.
     named = {name.rpartition("@")[2]: option for name, option in choices.items() if option}
     if named.get("quantize") == "none":  # as in runs from before there was a choice
         del named["quantize"]

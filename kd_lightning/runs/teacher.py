@@ -1,4 +1,4 @@
-"""The teacher of a job: its network, its key in the store, and its training.
+"""The teacher of a job: its network, and its training.
 
 A teacher is trained by a job whose configuration is this job's with the changes in the
 section ``pretrain``, in a run directory inside the store.
@@ -14,12 +14,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_object
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from kd_lightning import __version__
 from kd_lightning.data.types import ImageSpec, Spec, as_batch
 from kd_lightning.metrics.evaluation import is_near_chance
 from kd_lightning.metrics.figures import show
@@ -30,15 +28,12 @@ from kd_lightning.runs.checkpoints import load_network, read_checkpoint, recorde
 from kd_lightning.runs.checks import check
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.load import build_network, load_run, untrained
-from kd_lightning.runs.networks import PROBE, QUANTIZED
+from kd_lightning.runs.networks import PROBE
 from kd_lightning.runs.processes import chosen_options, option_alone
-from kd_lightning.runs.record import INCIDENTAL
+from kd_lightning.runs.teacher_key import key_of
 from kd_lightning.runs.trust import is_given
 from kd_lightning.teachers.sources import FromStore
-from kd_lightning.teachers.store import teacher_key
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.files import crc32
-from kd_lightning.utils.hashing import sources
 from kd_lightning.utils.run_directory import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -245,58 +240,3 @@ def of_pretrain(message: str, cfg: DictConfig) -> str:
     """
     sections = "|".join(map(re.escape, map(str, cfg.pretrain)))
     return re.sub(rf"(?<![\w./-])({sections})(?=[.=:]| must)", r"pretrain.\1", message)
-
-
-def key_of(job: DictConfig, data: L.LightningDataModule, world_size: int) -> str:
-    """Return the key of the teacher that a job trains.
-
-    Args:
-        job: configuration of the teacher's job.
-        data: its datamodule, for the hash of the data.
-        world_size: number of processes, which multiplies the batch size.
-    """
-    job = copy.deepcopy(job)
-    job.run_dir = ""  # callbacks contain its path, which must not change the key
-    model, trainer = plain(job.model), plain(job.trainer)
-    net = model["net"]
-    if net["_target_"] == QUANTIZED:  # the first generation of a chain of quantised students
-        net = net["net"]
-    recipe = {
-        "model": model,
-        "trainer": {k: v for k, v in trainer.items() if f"trainer.{k}" not in INCIDENTAL},
-        "seed": job.seed,
-        "task": plain(job.task),
-        "data": [_content(job, data), getattr(data, "batch_size", None), world_size],
-        "version": __version__,
-        "code": sources([get_object(net["_target_"]).__module__]),
-        "weights": [crc32(Path(file)) for file in sorted(_weight_files(model))],
-        "callbacks": {k: v for k, v in plain(job.callbacks).items() if shapes_result(v)},
-    }
-    return teacher_key(net["_target_"].rpartition(".")[2], recipe)
-
-
-def _weight_files(described: Any) -> set[str]:
-    """Return the files of pretrained weights that a configuration names."""
-    # By content in a key, because a file can be overwritten.
-    if not isinstance(described, dict):
-        return set()
-    weights = described.get("weights")
-    own = {weights} if isinstance(weights, str) and Path(weights).is_file() else set()
-    return own.union(*map(_weight_files, described.values()))
-
-
-def _content(job: DictConfig, data: L.LightningDataModule) -> Any:
-    """Return the data's fingerprint, or configuration and code of a datamodule without one."""
-    fingerprint = getattr(data, "fingerprint", None)
-    return fingerprint or [plain(job.data), sources([type(data).__module__])]
-
-
-def shapes_result(callback: Any) -> bool:
-    """Return whether a configured callback may change the weights or figures of a run.
-
-    A class that does not change them sets its attribute ``shapes_result`` to False.
-    """
-    # True by default: retraining a teacher is a lesser harm than reusing a wrong one.
-    if not isinstance(callback, dict) or "_target_" not in callback:
-        return True
-    return getattr(get_object(callback["_target_"]), "shapes_result", True)

@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from kd_lightning import load_run
 from kd_lightning.cli.paths import CONF
 from kd_lightning.data.digits import DigitsDataModule
-from kd_lightning.runs.teacher import key_of, teacher_job
+from kd_lightning.runs.teacher import teacher_job
+from kd_lightning.runs.teacher_key import key_of
 from kd_lightning.utils.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.nets.cnn import TeacherCNN
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.runs.directory import plain
-from kd_lightning.runs.teacher import TeacherOrder, key_of, shapes_result, teacher_job
+from kd_lightning.runs.teacher import TeacherOrder, teacher_job
+from kd_lightning.runs.teacher_key import key_of, shapes_result
 from kd_lightning.utils.errors import UserError
 
 STOP = "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping"
