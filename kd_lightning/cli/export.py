@@ -15,8 +15,7 @@ from kd_lightning.cli.quiet import quieten
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.run_directory import EXPORTED, is_run, jobs_of
 
-INT8 = {"": None, "none": False, "int8": True}
-CHOICES = {"format": ("onnx", "pt2", "executorch"), "quantize": ("none", "int8")}
+INT8 = {"none": False, "int8": True}  # values of quantize=
 
 
 def main() -> None:
@@ -51,22 +50,30 @@ def _words(settings: Sequence[str]) -> dict[str, str]:
         if "=" not in word:
             raise UserError(f"{word} is no setting: kd-export takes one run, format=, quantize=")
         name, _, found[name] = word.partition("=")
-    for name, value in found.items():
-        if name not in CHOICES:
-            raise UserError(f"{name}={value}: kd-export has only format= and quantize=")
-        if unknown := [part for part in value.split(",") if part not in CHOICES[name]]:
-            raise UserError(f"{name}={unknown[0]} is none of {', '.join(CHOICES[name])}")
+    if unknown := [name for name in found if name not in ("format", "quantize")]:
+        raise UserError(
+            f"{unknown[0]}={found[unknown[0]]}: kd-export has only format= and quantize="
+        )
     return found
 
 
-def _export(path: Path, trust: bool, format: str = "onnx", quantize: str = "") -> None:
+def _precisions(quantize: str | None) -> list[bool | None]:
+    """Return whether files compute in int8; None as the run is quantised."""
+    kinds = quantize.split(",") if quantize is not None else []
+    if unknown := [kind for kind in kinds if kind not in INT8]:
+        raise UserError(f"quantize={unknown[0]} is none of {', '.join(INT8)}")
+    return [INT8[kind] for kind in kinds] or [None]
+
+
+def _export(path: Path, trust: bool, format: str = "onnx", quantize: str | None = None) -> None:
     from kd_lightning.runs.export import check_exportable, export  # imported late: torch is slow
     from kd_lightning.runs.load import load_run
 
     if not is_run(path) and (jobs := jobs_of(path)):
         raise UserError(f"{path} is a sweep: name one of its jobs, such as {jobs[0]}")
+    precisions = _precisions(quantize)
     run, passed = load_run(path, trust=trust), True
-    wanted = [(form, INT8[kind]) for form in format.split(",") for kind in quantize.split(",")]
+    wanted = [(form, int8) for form in format.split(",") for int8 in precisions]
     for form, int8 in wanted:  # all of them, before the first is written
         check_exportable(run, form, int8)
     for form, int8 in wanted:

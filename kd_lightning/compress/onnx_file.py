@@ -112,9 +112,7 @@ class OnnxFile:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
-            options.log_severity_level = (
-                3  # a warning says that other processors optimise otherwise
-            )
+            options.log_severity_level = 3  # not that other processors optimise otherwise
         try:
             return runtime.InferenceSession(
                 self.path.read_bytes(), options, providers=["CPUExecutionProvider"]
