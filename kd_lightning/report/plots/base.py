@@ -144,9 +144,10 @@ def pareto_front(axes: Any, points: Iterable[tuple[float, float]]) -> None:
         if y > best:
             best = y
             front.append((x, y))
+    if len(front) == 1:  # nothing is traded for the other, so there is no line to explain
+        return
     steps = [*front, (max(x for x, _ in points), best)]
-    label = "Pareto front" if len(steps) > 2 else None  # else there is hardly a line to explain
-    axes.step(*zip(*steps, strict=True), where="post", color=GREY, ls=":", label=label)
+    axes.step(*zip(*steps, strict=True), where="post", color=GREY, ls=":", label="Pareto front")
 
 
 def series_of(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, list[Row]]:
