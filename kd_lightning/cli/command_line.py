@@ -1,7 +1,5 @@
 """The command line as the user types it, arranged for Hydra."""
 
-import os
-
 from omegaconf import OmegaConf
 
 from kd_lightning.cli.consent import state_trust
@@ -10,6 +8,7 @@ from kd_lightning.cli.resume import resumed
 from kd_lightning.runs.load import add_to_path
 from kd_lightning.runs.networks import added
 from kd_lightning.runs.processes import RESUME, config_dirs
+from kd_lightning.runs.ranks import ranks
 
 TAKE_A_VALUE = {  # Hydra's flags that are followed by a value
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
@@ -31,7 +30,7 @@ def arranged(argv: list[str]) -> list[str]:
     # Hydra's parser accepts ``key=value`` arguments in one contiguous block only.
     flags, words = _flags_and_words(argv[1:])
     given = [word.removeprefix(RESUME) for word in words if word.startswith(RESUME)]
-    if "LOCAL_RANK" in os.environ:
+    if ranks().is_child:
         return [argv[0], *flags, *words]
     words = [with_quoted_path(added(word)) for word in state_trust(words)]
     if not given or given[-1] in ("", "null"):

@@ -1,6 +1,7 @@
 """The Hydra callback that prepares directories, and ends a sweep with its table."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from kd_lightning.cli.console import fail, print_line, print_next, print_table
 from kd_lightning.cli.explain import explain
-from kd_lightning.cli.outcome import with_advice
+from kd_lightning.cli.outcome import fail_once, with_advice
 from kd_lightning.report.sweep import sweep_table
 from kd_lightning.runs.continued import SWEEP, begin_anew, is_resumed, mark_earlier, prepare_job
 from kd_lightning.runs.directory import ERROR, LOCK, SWEEP_LOCK, lock
 from kd_lightning.runs.legacy import facts_of_old_run
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_text
 
@@ -42,11 +44,19 @@ class Launch(Callback):
     # Checked before Hydra writes there, for an error of one line instead of a traceback.
     @_ending_on_a_full_disk()
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _share_run_dir(config)
+        if not ranks().is_main:
+            return
         _make_folder(config.hydra.run.dir)
         self._lock(config.hydra.run.dir)  # before Hydra writes its record there
 
     @_ending_on_a_full_disk()
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if place := ranks().place:
+            fail_once(
+                f"{place.starter} has started {place.size} processes, and a sweep starts those of "
+                f"its jobs itself: leave out {place.starter}, and set trainer.devices="
+            )
         folder = Path(config.hydra.sweep.dir)
         _make_folder(str(folder))
         self._lock(str(folder), SWEEP_LOCK)
@@ -57,12 +67,14 @@ class Launch(Callback):
 
     @_ending_on_a_full_disk()
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode is RunMode.MULTIRUN:
+        if not ranks().is_main:
+            _log_warnings_only()
+        elif config.hydra.mode is RunMode.MULTIRUN:
             run_dir = Path(config.hydra.runtime.output_dir)
             self._lock(str(run_dir))
             if is_resumed(config):
                 prepare_job(run_dir, config)
-            else:
+            elif not ranks().restarts:
                 # Of an earlier sweep: a job that fails must not show its figures.
                 begin_anew(run_dir)
 
@@ -95,6 +107,25 @@ class Launch(Callback):
             print_line(f"job {job} failed: {reason}")
         if failed:
             fail(f"{len(failed)} of {len(table.rows)} jobs failed; see above")
+
+
+def _share_run_dir(config: DictConfig) -> None:
+    """Let all processes of a run use the directory of the first one, which alone writes there."""
+    shared = ranks().agree("run_dir", str(Path(config.hydra.run.dir).resolve()))
+    if ranks().are_external:
+        with read_write(config.hydra):
+            config.hydra.run.dir = shared
+            if not ranks().is_main:
+                config.hydra.output_subdir = None
+
+
+def _log_warnings_only() -> None:
+    """Leave the log to the first process of a run."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _error(folder: Path, job: str) -> str:

@@ -1,7 +1,6 @@
 """How a job ends: its figures, or one line that says what is wrong and how to go on."""
 
 import contextlib
-import os
 import shlex
 import sys
 import traceback
@@ -11,9 +10,8 @@ from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 
-from kd_lightning.cli.console import print_error
+from kd_lightning.cli.console import fail, print_error
 from kd_lightning.cli.explain import disk_error, explain, wants_tracebacks
 from kd_lightning.runs.continued import SWEEP
 from kd_lightning.runs.directory import (
@@ -25,6 +23,7 @@ from kd_lightning.runs.directory import (
     SWEEP_LOCK,
     TRACEBACK,
 )
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.utils.errors import Interrupted
 from kd_lightning.utils.files import write_text
 
@@ -50,7 +49,7 @@ def run_job(job: Callable[[], float]) -> float | None:
         message = message and with_advice(message, error, _how_to_resume())
         if wants_tracebacks():
             raise
-        if "LOCAL_RANK" in os.environ and LOST in str(error):
+        if ranks().is_child and LOST in str(error):
             sys.exit(0)  # the process that failed has said why
         mode = HydraConfig.get().mode
         if message is None and mode is not RunMode.MULTIRUN:
@@ -59,12 +58,10 @@ def run_job(job: Callable[[], float]) -> float | None:
             trace = "".join(traceback.format_exception(error))
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
             _note(TRACEBACK, trace)
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            print_error(message)
-        if "LOCAL_RANK" in os.environ:
-            # Code 0, because Lightning kills rank 0 as soon as another rank fails, and rank 0
-            # must still report the error.
-            sys.exit(0)
+        if not ranks().is_main:
+            return _end_other(message, mode)
+        print_error(message)
+        ranks().tell_failure()
         if mode is RunMode.RUN:
             sys.exit(1)
         _note(ERROR, message)
@@ -72,9 +69,28 @@ def run_job(job: Callable[[], float]) -> float | None:
         return None
 
 
+def _end_other(message: str, mode: RunMode | None) -> None:
+    """End a process other than the first, which usually reports the same error."""
+    if ranks().is_child:
+        # Code 0, because Lightning kills the first process as soon as another one fails, and it
+        # must still report the error.
+        sys.exit(0)
+    if not ranks().main_has_failed():
+        print_error(f"process {ranks().rank}: {message}")
+    if mode is RunMode.RUN:
+        sys.exit(1)
+
+
+def fail_once(error: object) -> NoReturn:
+    """Exit with code 1; of processes that are started together, the first one says why."""
+    if not ranks().is_main:
+        sys.exit(1)
+    fail(error)
+
+
 def _stop(what: str, code: int) -> NoReturn:
     """End the process after Ctrl-C or SIGTERM, with the command that continues the run."""
-    if "LOCAL_RANK" not in os.environ:
+    if ranks().is_main:
         print(f"{what}; {_how_to_resume()}", file=sys.stderr)
     sys.exit(code)
 
@@ -119,6 +135,6 @@ def _note(name: str, text: str) -> None:
 
 def _forget_failure() -> None:
     """Remove the message of an earlier failure of a job that has succeeded."""
-    if "LOCAL_RANK" not in os.environ:
+    if ranks().is_main:
         for name in FAILURE:
             (Path(HydraConfig.get().runtime.output_dir) / name).unlink(missing_ok=True)

@@ -14,17 +14,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kd_lightning.cli.command_line import arranged, find_plugins
-from kd_lightning.cli.console import fail, print_chain, print_next, print_run
+from kd_lightning.cli.console import print_chain, print_next, print_run
 from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
-from kd_lightning.cli.outcome import run_job, with_advice
+from kd_lightning.cli.outcome import fail_once, run_job, with_advice
 from kd_lightning.cli.paths import CONF
 from kd_lightning.cli.quiet import quieten
-from kd_lightning.runs.chain import LINK, Chain
+from kd_lightning.runs.chain import Chain
 from kd_lightning.runs.checks import check
 from kd_lightning.runs.continued import continue_job
 from kd_lightning.runs.job import Job
 from kd_lightning.runs.naming import keep_name
 from kd_lightning.runs.networks import with_own_parts
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.process import tune_process
 
@@ -43,7 +44,7 @@ def main() -> None:
     try:
         sys.argv = arranged(sys.argv)
     except UserError as error:
-        fail(error)
+        fail_once(error)
     # Hydra then raises what is wrong with the command line, instead of printing it over several
     # lines; run_job() takes care of the jobs' own errors.
     os.environ.setdefault(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0"))
@@ -54,7 +55,7 @@ def main() -> None:
         message = explain_composition(error, sys.argv[1:])
         if message is None or wants_tracebacks():
             raise
-        fail(with_advice(message, error))
+        fail_once(with_advice(message, error))
 
 
 def _run(cfg: DictConfig) -> dict[str, Any]:
@@ -72,9 +73,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def run_chain(cfg: DictConfig) -> dict[str, Any]:
     """Run a chain, in which each link's student is the next link's teacher."""
-    is_one_link = LINK in os.environ  # in the other ranks of a DDP job, which do not print
     metrics = Chain(cfg, train).run()
-    if not is_one_link:
+    if ranks().is_main:
         print_chain(Path(cfg.run_dir))
         print_next(Path(cfg.run_dir))
     return metrics

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kd_lightning.data.types import ImageSpec, Spec, as_batch
 from kd_lightning.modules.base import BaseModule
 from kd_lightning.runs.checkpoints import AtomicCheckpointIO
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.tasks import Task
 from kd_lightning.teachers.cache import TeacherCache
 from kd_lightning.teachers.sources import FromCheckpoint, FromStore, NoTeacher, TeacherSource
@@ -144,7 +145,7 @@ def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
     """Create the trainer with its callbacks and loggers.
 
     Raises:
-        UserError: if there are more CPU processes than cores.
+        UserError: if there are more CPU processes than cores, or others than were started.
     """
     callbacks = _all_of(make(cfg.callbacks, "callbacks"), L.Callback, "callbacks")
     if cfg.get("quantize"):
@@ -156,10 +157,11 @@ def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
         trainer = make(cfg.trainer, "trainer")(
             callbacks=[c for c in callbacks if is_watched or not isinstance(c, ProgressBar)],
             logger=loggers,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), ranks().environment()],
             enable_progress_bar=is_watched,
             profiler=profiler,
         )
+    ranks().check(trainer)
     cores = os.cpu_count() or 1
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
         raise UserError(

@@ -27,6 +27,7 @@ from kd_lightning.runs.export import export_all
 from kd_lightning.runs.job import prepare, recorded
 from kd_lightning.runs.load import untrained
 from kd_lightning.runs.processes import chosen_options, own_overrides
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.runs.resumption import FINISHED, is_already_finished
 from kd_lightning.utils.errors import UserError
@@ -74,7 +75,7 @@ class Chain:
         data = build_data(self.cfg)
         self.task = build_task(self.cfg, data)
         self.try_out(data)
-        if not self.cfg.resume:
+        if not self.cfg.resume and ranks().is_main:
             # The last link first: if this is interrupted, no link looks finished whose teacher
             # does not.
             for home in (self.root, *map(self.home, reversed(range(len(self.names))))):
@@ -83,15 +84,19 @@ class Chain:
         if (self.root / METRICS).is_file() and all(map(is_already_finished, jobs)):
             log.info(FINISHED, self.root)
             return read_json(self.root / METRICS)
-        write_config(self.root, self.cfg, own_overrides(self.cfg))
-        write_facts(self.root, self.facts())
+        if ranks().is_main:
+            write_config(self.root, self.cfg, own_overrides(self.cfg))
+            write_facts(self.root, self.facts())
+        metrics: dict[str, Any] = {}
         for i, job in enumerate(jobs):
             if not is_already_finished(job):
                 os.environ[LINK] = str(i)
                 try:
-                    self.train(job)
+                    metrics = self.train(job)
                 finally:
                     del os.environ[LINK]
+        if not ranks().is_main:
+            return metrics
         write_facts(self.root, self.facts())  # again, as the last link's teacher exists only now
         metrics = self.figures(data)
         write_metrics(self.root, metrics)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from kd_lightning.runs.directory import FAILURE, LOCK, OVERRIDES
 from kd_lightning.runs.processes import as_written
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.runs.record import parse_overrides
 from kd_lightning.runs.recorded import read_yaml
 from kd_lightning.utils.errors import UserError
@@ -107,9 +108,10 @@ def _is_overrides(file: Path) -> bool:
 
 
 def continue_job(cfg: DictConfig) -> None:
-    """Let a job of a resumed sweep continue what its directory contains."""
+    """Let a job of a resumed sweep, or one that is started again, continue in its directory."""
+    is_continued = VARIABLE in os.environ or ranks().restarts
     # run.json is written when the training starts: a job without it has nothing to continue.
-    if VARIABLE in os.environ and (Path(cfg.run_dir) / FACTS).is_file():
+    if is_continued and (Path(cfg.run_dir) / FACTS).is_file():
         with read_write(cfg):
             cfg.resume = cfg.run_dir
 

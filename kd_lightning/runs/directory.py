@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.files import write_atomically, write_text
 from kd_lightning.utils.run_directory import (
@@ -33,8 +33,8 @@ def lock(run_dir: Path, name: str = LOCK) -> None:
     """Keep other runs out of a run directory, until this process locks another; or a sweep's.
 
     Two runs would mix their files. The system releases the lock when a process ends, however it
-    ends, so a stale lock file is no obstacle. The other processes of a DDP job share the first
-    one's.
+    ends, so a stale lock file is no obstacle. The other processes of a run share the
+    first one's.
 
     Args:
         run_dir: the directory.
@@ -43,7 +43,7 @@ def lock(run_dir: Path, name: str = LOCK) -> None:
     Raises:
         UserError: if another process is using the directory.
     """
-    if "LOCAL_RANK" in os.environ:
+    if not ranks().is_main:
         return
     (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
     found = FileLock(run_dir / name)

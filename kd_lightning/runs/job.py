@@ -42,6 +42,7 @@ from kd_lightning.runs.directory import (
 from kd_lightning.runs.export import export_all
 from kd_lightning.runs.naming import twin_of
 from kd_lightning.runs.processes import chosen_options, one_job, own_overrides
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.runs.record import facts, parse_overrides, teacher_figures, write_facts
 from kd_lightning.runs.rehearsal import rehearse
 from kd_lightning.runs.resumption import FINISHED, checkpoint_to_resume, is_already_finished
@@ -85,13 +86,13 @@ class Job:
         record = facts_of(cfg, module, source, "", trainer.world_size)
         if (twin := twin_of(record, Path(cfg.run_dir))) is not None:
             return record_twin(cfg, twin)
-        if "LOCAL_RANK" not in os.environ:
+        if ranks().is_main:
             announce(cfg, data, module, source, order)
         checkpoint = checkpoint_to_resume(cfg, module, rehearse(module))
-        with profiler.profile("find_teacher"):
+        with profiler.profile("find_teacher"), ranks().main_first():
             teacher = find_weights(module, source, order)
             if isinstance(module, DistillationModule) and module.teacher is not None:
-                if module.with_teacher and not source.control and "LOCAL_RANK" not in os.environ:
+                if module.with_teacher and not source.control and ranks().is_main:
                     measure_teacher(module, data, trainer.strategy.root_device)
                 _watch(profiler, module.teacher)
         with one_job():

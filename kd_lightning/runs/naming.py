@@ -7,7 +7,6 @@ settings, and jobs that therefore train the same student as an earlier one are n
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from kd_lightning.runs.continued import EARLIER
 from kd_lightning.runs.directory import plain
 from kd_lightning.runs.networks import PROBE
 from kd_lightning.runs.processes import chosen_options, option_alone
+from kd_lightning.runs.ranks import ranks
 from kd_lightning.runs.record import ROLES_WITHOUT_TEACHER
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.reading import read_json
@@ -68,7 +68,7 @@ def keep_name(cfg: DictConfig) -> DictConfig:
     reason = IS.get(role_of(own), "changes its temperature while training")
     # The other processes of a sweep job, and a resumed one, take the overrides it had.
     is_single = HydraConfig.get().mode is RunMode.RUN
-    if is_single and not cfg.resume and "LOCAL_RANK" not in os.environ:
+    if is_single and not cfg.resume and not ranks().is_child:
         raise UserError(
             f"method={method} {reason}; {words} would change that: leave it out, or use another "
             "method, such as kd"
