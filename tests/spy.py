@@ -1,6 +1,8 @@
 """Callbacks for the tests that write down what each process of a run does."""
 
 import json
+import os
+import signal
 import threading
 import time
 import zlib
@@ -88,3 +90,19 @@ class Hold(L.Callback):
         if trainer.current_epoch == self.epoch and i == 40:
             (self.folder / "held").touch()
             time.sleep(600)
+
+
+class KillOnce(L.Callback):
+    """Kills its process in the middle of the second epoch, unless it has done so before."""
+
+    shapes_result = False
+
+    def __init__(self, folder: str) -> None:
+        self.file = Path(folder) / "killed"
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, i: int) -> None:
+        if trainer.current_epoch == 1 and i == 1 and not self.file.exists():
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                self.file.touch()
+                os.kill(os.getpid(), signal.SIGKILL)

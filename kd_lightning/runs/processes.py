@@ -17,8 +17,6 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from kd_lightning.runs.ranks import ranks
-
 COMMAND = "kd_lightning.cli.train"  # module that the other ranks run
 RESUME = "resume="  # says where a run goes on, not what it is
 DDP_VARIABLES = (
@@ -49,10 +47,7 @@ def one_job() -> Iterator[None]:
     try:
         yield
     finally:
-        is_started = torch.distributed.is_available() and torch.distributed.is_initialized()
-        # Processes that are started together keep it for the next link of a chain: a second
-        # group would find the addresses of the first one in torchrun's store.
-        if is_started and not ranks().are_external:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for name, value in environment.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})

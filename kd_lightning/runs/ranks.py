@@ -7,6 +7,7 @@ configuration, and they agree through a store on one run directory and on who go
 """
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Place:
         local_rank: number of this process on its node.
         node: number of its node.
         address: host of the first process.
-        port: free port of that host, followed by another one.
+        port: port of that host at which they meet first.
     """
 
     starter: str
@@ -69,6 +70,7 @@ class Ranks:
     restarts: int
     _is_alone: bool = False  # while the first process works and the others wait
     _turns: int = 0
+    _groups: int = 0
     _store: Store | None = field(default=None, repr=False)
 
     @property
@@ -94,7 +96,7 @@ class Ranks:
     def environment(self) -> ClusterEnvironment:
         """Return what tells Lightning the rank of this process, instead of its own guess."""
         # Lightning believes in Slurm wherever its variables are set, even if srun was not used.
-        return Started(self.place) if self.place and not self._is_alone else LightningEnvironment()
+        return Started(self) if self.are_external else LightningEnvironment()
 
     def check(self, trainer: L.Trainer) -> None:
         """Check that there are as many processes as the trainer asks for.
@@ -121,13 +123,13 @@ class Ranks:
                 f"{devices * nodes}: the processes must be devices × nodes"
             )
 
-    def agree(self, name: str, value: str) -> str:
+    def agree(self, name: str, value: object) -> str:
         """Return the first process's value, which stays the same if the job is restarted."""
         if not self.are_external:
-            return value
+            return str(value)
         store = self._connected()
         if self.is_main and not store.check([name]):
-            store.set(name, value)
+            store.set(name, str(value))
         self._wait(name)
         return store.get(name).decode()
 
@@ -149,6 +151,18 @@ class Ranks:
         finally:
             self._is_alone = False
         self._connected().set(name, "done")
+
+    def next_port(self) -> int:
+        """Return a port of the first process's host for the next process group of the run.
+
+        Each link of a chain has a group of its own, and so has a job that is restarted. A second
+        group in the same store, as torchrun's is, finds the addresses of the first one.
+        """
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        self._groups += 1
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return int(self.agree(f"{self.restarts}/group {self._groups}", free.getsockname()[1]))
 
     def tell_failure(self) -> None:
         """Tell the other processes that this one, the first, has reported a failure."""
@@ -173,9 +187,8 @@ class Ranks:
             assert place is not None
             # torchrun's agent has a store of its own on the port.
             by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            port = place.port if by_agent else place.port + 1
-            is_host = place.rank == 0 and not by_agent
-            store = TCPStore(place.address, port, None, is_host, PATIENCE, False)
+            is_host = self.is_main and not by_agent
+            store = TCPStore(place.address, place.port, None, is_host, PATIENCE, False)
             self._store = PrefixStore("kd_lightning", store)
         return self._store
 
@@ -193,9 +206,10 @@ class Ranks:
 class Started(ClusterEnvironment):
     """Tells Lightning the place of a process that another program started."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, ranks: Ranks) -> None:
         super().__init__()
-        self.place = place
+        assert ranks.place is not None
+        self.ranks, self.place = ranks, ranks.place
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -207,7 +221,7 @@ class Started(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        return self.place.port
+        return self.ranks.next_port()  # read once for each process group
 
     @staticmethod
     def detect() -> bool:
@@ -283,6 +297,6 @@ def _by_slurm(variables: Mapping[str, str]) -> Place | None:
         local_rank=int(variables["SLURM_LOCALID"]),
         node=int(variables["SLURM_NODEID"]),
         address=variables.get("MASTER_ADDR", first),
-        # Steps of different jobs may share a node; two ports for each.
-        port=int(variables.get("MASTER_PORT", 15_000 + 2 * ((31 * job + step) % 20_000))),
+        # Steps of different jobs may share a node.
+        port=int(variables.get("MASTER_PORT", 15_000 + (31 * job + step) % 17_000)),
     )
