@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import slurm_cluster
 import torch
 from filelock import FileLock
+from slurm_cluster import Slurm
 from spy import Spy
 from torch import Tensor
 
@@ -177,6 +179,19 @@ def digits_run(command: Command, shared: Path) -> Path:
 
     once(run_dir, train)
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def slurm(
+    environment: dict[str, str], shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Slurm]:
+    """A Slurm cluster of the nodes n1 and n2 on this machine, with this Python on its PATH."""
+    packages = shared / "slurm-packages"
+    reason = slurm_cluster.why_not() or once(packages, lambda: slurm_cluster.unpacked(packages))
+    if reason:
+        pytest.skip(reason)
+    with slurm_cluster.started(packages, tmp_path_factory.mktemp("slurm"), environment) as cluster:
+        yield cluster
 
 
 @dataclass(frozen=True)
