@@ -160,6 +160,20 @@ def test_what_an_import_loads(module: str, absent: set[str]) -> None:
     assert absent & loaded == set()
 
 
+@pytest.mark.parametrize("word", ["--help", "method=unheard", "trainer.max_epoch=3"])
+def test_help_and_wrong_settings_wait_for_no_import(word: str) -> None:
+    code = f"""
+import atexit, sys
+from kd_lightning.cli.train import main
+atexit.register(lambda: print(*sys.modules))
+sys.argv = ["train.py", {word!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == (word != "--help"), done.stderr
+    assert {"torch", "lightning"} & set(done.stdout.splitlines()[-1].split()) == set()
+
+
 def test_the_package_itself_imports_nothing_of_its_own() -> None:
     code = "import sys, kd_lightning; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,20 +5,14 @@ from omegaconf import OmegaConf
 from kd_lightning.cli.consent import state_trust
 from kd_lightning.cli.paths import CONF, with_quoted_path
 from kd_lightning.cli.resume import resumed
-from kd_lightning.runs.load import add_to_path
 from kd_lightning.runs.networks import added
-from kd_lightning.runs.processes import RESUME, config_dirs
+from kd_lightning.runs.processes import RESUME
 from kd_lightning.runs.ranks import ranks
 
 TAKE_A_VALUE = {  # Hydra's flags that are followed by a value
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--experimental-rerun"),
 }
-
-
-def find_plugins() -> None:
-    """Make code in the folders named by ``--config-dir`` importable, for user plugins."""
-    add_to_path(config_dirs())
 
 
 def arranged(argv: list[str]) -> list[str]:

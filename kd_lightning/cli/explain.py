@@ -17,7 +17,6 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -52,7 +51,9 @@ def explain(error: BaseException | None) -> str | None:
     # Hydra and Lightning wrap errors, so the chain of causes is searched for a known one.
     chain = list(causes(error))
     for cause in chain:
-        if isinstance(cause, UserError | MisconfigurationException | MissingMandatoryValue):
+        # By its name, because a command line is read before Lightning is imported.
+        is_lightnings = type(cause).__name__ == "MisconfigurationException"
+        if is_lightnings or isinstance(cause, UserError | MissingMandatoryValue):
             return _joined(str(cause).split("\n    ")[0])
         if isinstance(cause, ModuleNotFoundError):
             advice = "" if "install" in str(cause) else ": install it, or choose another option"

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from kd_lightning.cli.command_line import find_plugins
 from kd_lightning.cli.console import console
+from kd_lightning.cli.job import find_plugins
 from kd_lightning.cli.outcome import run_job
 from kd_lightning.cli.paths import CONF
 from kd_lightning.cli.quiet import quieten

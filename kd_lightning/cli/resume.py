@@ -13,9 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from kd_lightning.cli.consent import check_trust
 from kd_lightning.cli.paths import quoted
 from kd_lightning.runs.continued import FIXED, SWEEP
-from kd_lightning.runs.load import recorded_dirs
 from kd_lightning.runs.processes import RESUME, as_written, typed_dirs
-from kd_lightning.runs.recorded import read_config, read_yaml
+from kd_lightning.runs.recorded import read_config, read_yaml, recorded_dirs
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.reading import is_there
 

@@ -5,37 +5,24 @@ python train.py model=student method=kd
 
 import os
 import sys
-from pathlib import Path
-from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_lightning.cli.command_line import arranged, find_plugins
-from kd_lightning.cli.console import print_chain, print_next, print_run
+from kd_lightning.cli.command_line import arranged
 from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
 from kd_lightning.cli.outcome import fail_once, run_job, with_advice
 from kd_lightning.cli.paths import CONF
-from kd_lightning.cli.quiet import quieten
-from kd_lightning.runs.chain import Chain
-from kd_lightning.runs.checks import check
-from kd_lightning.runs.continued import continue_job
-from kd_lightning.runs.job import Job
-from kd_lightning.runs.naming import keep_name
-from kd_lightning.runs.networks import with_own_parts
-from kd_lightning.runs.ranks import ranks
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.process import tune_process
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
-    quieten()
-    tune_process()
-    find_plugins()
-    return run_job(lambda: _run(cfg)[cfg.monitor])  # the objective of a sweeper such as Optuna
+    # Only now, as torch and Lightning take seconds: help and wrong settings are shown at once.
+    from kd_lightning.cli.job import prepare_process, run
+
+    prepare_process()
+    return run_job(lambda: run(cfg)[cfg.monitor])  # the objective of a sweeper such as Optuna
 
 
 def main() -> None:
@@ -56,36 +43,6 @@ def main() -> None:
         if message is None or wants_tracebacks():
             raise
         fail_once(with_advice(message, error))
-
-
-def _run(cfg: DictConfig) -> dict[str, Any]:
-    continue_job(cfg)
-    cfg = with_own_parts(cfg)
-    check(cfg)
-    cfg = keep_name(cfg)
-    return run_chain(cfg) if cfg.chain is not None else train(cfg)
-
-
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """Run one job and print its figures."""
-    return Job(_print)(cfg)
-
-
-def run_chain(cfg: DictConfig) -> dict[str, Any]:
-    """Run a chain, in which each link's student is the next link's teacher."""
-    metrics = Chain(cfg, train).run()
-    if ranks().is_main:
-        print_chain(Path(cfg.run_dir))
-        print_next(Path(cfg.run_dir))
-    return metrics
-
-
-def _print(run_dir: Path, profile: str) -> None:
-    print_run(run_dir)
-    print(profile, end="")
-    hydra = HydraConfig.get()
-    if hydra.mode is RunMode.RUN and str(run_dir) == hydra.runtime.output_dir:
-        print_next(run_dir)  # not after its teacher, nor after each job of a sweep
 
 
 if __name__ == "__main__":

@@ -4,12 +4,10 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from kd_lightning.runs.ranks import ranks
 from kd_lightning.utils.errors import UserError
@@ -21,6 +19,9 @@ from kd_lightning.utils.run_directory import (
     METRICS,
     remove_leftovers,
 )
+
+if TYPE_CHECKING:  # command lines are read without torch
+    from torch import Tensor
 
 FAILURE = ERROR, TRACEBACK = "error.txt", "traceback.txt"  # of a failed job of a sweep
 OVERRIDES = ".hydra/overrides.yaml"
@@ -80,8 +81,10 @@ def write_config(run_dir: Path, cfg: DictConfig, overrides: Sequence[str] | None
         write_text(run_dir / OVERRIDES, OmegaConf.to_yaml(list(overrides)))
 
 
-def write_diagnostics(run_dir: Path, tables: Mapping[str, Tensor]) -> None:
+def write_diagnostics(run_dir: Path, tables: Mapping[str, "Tensor"]) -> None:
     """Write the tables for plots as float32; see :mod:`kd_lightning.metrics.diagnostics`."""
+    import numpy as np
+
     buffer = io.BytesIO()  # np.savez seeks, which write_atomically() does not promise to allow
     arrays: dict[str, Any] = {k: table.float().cpu().numpy() for k, table in tables.items()}
     np.savez(buffer, **arrays)

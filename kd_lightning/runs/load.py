@@ -25,8 +25,7 @@ from kd_lightning.runs.checkpoints import (
     read_checkpoint,
     recorded_spec,
 )
-from kd_lightning.runs.processes import typed_dirs
-from kd_lightning.runs.recorded import read_config
+from kd_lightning.runs.recorded import read_config, recorded_dirs
 from kd_lightning.runs.trust import is_network, targets
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.partials import built
@@ -222,17 +221,6 @@ def without_weights(described: Any) -> Any:
         return {**changed, "load_weights": False}
     off: dict[str, Any] = {"weights": None, "pretrained": False}
     return {**changed, **{name: off[name] for name in off if target and changed.get(name)}}
-
-
-def recorded_dirs(run_dir: Path) -> list[str]:
-    """Return the folders that a run was given with ``--config-dir``."""
-    file = run_dir / ".hydra" / "hydra.yaml"
-    record = read_config(file) if is_there(file) else OmegaConf.create()
-    try:
-        found = OmegaConf.select(record, "hydra.runtime.config_sources") or []
-        return [str(folder) for folder in typed_dirs(found)]
-    except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        raise UserError(f"{file} does not record where the configuration came from") from error
 
 
 def add_to_path(folders: Sequence[str]) -> None:

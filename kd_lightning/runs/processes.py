@@ -12,7 +12,6 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-import torch.distributed
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -32,6 +31,9 @@ def one_job() -> Iterator[None]:
     The command line, the process group, the environment variables of DDP and the number of
     threads are restored, since the next job of a sweep may use a single process.
     """
+    # Not at the top: command lines are read without it.
+    import torch.distributed
+
     import __main__
 
     hydra: Any = HydraConfig.instance().cfg

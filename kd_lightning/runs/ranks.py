@@ -11,25 +11,16 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cache
-
-import lightning as L
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from torch.distributed import (
-    DistNetworkError,
-    DistStoreError,
-    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
-    Store,  # pyright: ignore[reportPrivateImportUsage]
-    TCPStore,  # pyright: ignore[reportPrivateImportUsage]
-)
+from typing import TYPE_CHECKING
 
 from kd_lightning.utils.errors import UserError
 
-PATIENCE = timedelta(minutes=10)  # for the processes of all nodes to start
-MOMENT = timedelta(seconds=10)  # for a failure of the first process, if it has the same reason
+if TYPE_CHECKING:  # command lines are read without torch and Lightning
+    import lightning as L
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
+    from kd_lightning.runs.meeting import Meeting
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class Ranks:
     _is_alone: bool = False  # while the first process works and the others wait
     _turns: int = 0
     _groups: int = 0
-    _store: Store | None = field(default=None, repr=False)
+    _meeting: "Meeting | None" = field(default=None, repr=False)
 
     @property
     def rank(self) -> int:
@@ -93,12 +84,14 @@ class Ranks:
         """Whether another program started all processes of the run."""
         return self.place is not None and not self._is_alone
 
-    def environment(self) -> ClusterEnvironment:
+    def environment(self) -> "ClusterEnvironment":
         """Return what tells Lightning the rank of this process, instead of its own guess."""
+        from kd_lightning.runs.meeting import LightningEnvironment, Started
+
         # Lightning believes in Slurm wherever its variables are set, even if srun was not used.
         return Started(self) if self.are_external else LightningEnvironment()
 
-    def check(self, trainer: L.Trainer) -> None:
+    def check(self, trainer: "L.Trainer") -> None:
         """Check that there are as many processes as the trainer asks for.
 
         Raises:
@@ -127,11 +120,10 @@ class Ranks:
         """Return the first process's value, which stays the same if the job is restarted."""
         if not self.are_external:
             return str(value)
-        store = self._connected()
-        if self.is_main and not store.check([name]):
-            store.set(name, str(value))
-        self._wait(name)
-        return store.get(name).decode()
+        meeting = self._met()
+        if self.is_main:
+            meeting.set_once(name, str(value))
+        return meeting.get(name)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -142,7 +134,7 @@ class Ranks:
         self._turns += 1
         name = f"{self.restarts}/turn {self._turns}"
         if not self.is_main:
-            self._wait(name)
+            self._met().get(name)
             yield
             return
         self._is_alone = True
@@ -150,7 +142,7 @@ class Ranks:
             yield
         finally:
             self._is_alone = False
-        self._connected().set(name, "done")
+        self._met().set_once(name, "done")
 
     def next_port(self) -> int:
         """Return a port of the first process's host for the next process group of the run.
@@ -166,84 +158,21 @@ class Ranks:
 
     def tell_failure(self) -> None:
         """Tell the other processes that this one, the first, has reported a failure."""
-        if self._store is not None:
-            self._store.set(f"{self.restarts}/failed", "yes")
+        if self._meeting is not None:
+            self._meeting.set_once(f"{self.restarts}/failed", "yes")
 
     def main_has_failed(self) -> bool:
         """Whether the first process reports a failure now, too, so that this one need not."""
-        if self._store is None:
-            return True  # before anything was agreed on, all have the same reason
-        try:
-            self._store.wait([f"{self.restarts}/failed"], MOMENT)
-        except DistNetworkError:  # it had the store, and has ended
-            return True
-        except DistStoreError:
-            return False
-        return True
+        # Before anything was agreed on, all have the same reason.
+        return self._meeting is None or self._meeting.is_set_soon(f"{self.restarts}/failed")
 
-    def _connected(self) -> Store:
-        if self._store is None:
-            place = self.place
-            assert place is not None
-            # torchrun's agent has a store of its own on the port.
-            by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            is_host = self.is_main and not by_agent
-            store = TCPStore(place.address, place.port, None, is_host, PATIENCE, False)
-            self._store = PrefixStore("kd_lightning", store)
-        return self._store
+    def _met(self) -> "Meeting":
+        if self._meeting is None:
+            from kd_lightning.runs.meeting import Meeting
 
-    def _wait(self, name: str) -> None:
-        """Wait for the first process, which may be training a teacher for days."""
-        while True:
-            try:
-                return self._connected().wait([name], PATIENCE)
-            except DistNetworkError as error:
-                raise ConnectionError("the first process has ended") from error
-            except DistStoreError:
-                continue
-
-
-class Started(ClusterEnvironment):
-    """Tells Lightning the place of a process that another program started."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        super().__init__()
-        assert ranks.place is not None
-        self.ranks, self.place = ranks, ranks.place
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        return self.place.address
-
-    @property
-    def main_port(self) -> int:
-        return self.ranks.next_port()  # read once for each process group
-
-    @staticmethod
-    def detect() -> bool:
-        return ranks().place is not None
-
-    def world_size(self) -> int:
-        return self.place.size
-
-    def global_rank(self) -> int:
-        return self.place.rank
-
-    def local_rank(self) -> int:
-        return self.place.local_rank
-
-    def node_rank(self) -> int:
-        return self.place.node
-
-    def set_world_size(self, size: int) -> None:
-        """Do nothing: :meth:`Ranks.check` has compared the size."""
-
-    def set_global_rank(self, rank: int) -> None:
-        """Do nothing: the rank is given."""
+            assert self.place is not None
+            self._meeting = Meeting(self.place)
+        return self._meeting
 
 
 @cache
@@ -288,8 +217,11 @@ def _by_slurm(variables: Mapping[str, str]) -> Place | None:
         return None
     job, step = int(variables.get("SLURM_JOB_ID", 0)), int(variables["SLURM_STEP_ID"])
     nodes = variables.get("SLURM_STEP_NODELIST", "127.0.0.1")
-    is_one_node = variables.get("SLURM_STEP_NUM_NODES", "1") == "1"
-    first = "127.0.0.1" if is_one_node else SLURMEnvironment.resolve_root_node_address(nodes)
+    first = "127.0.0.1"
+    if variables.get("SLURM_STEP_NUM_NODES", "1") != "1":
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        first = SLURMEnvironment.resolve_root_node_address(nodes)
     return Place(
         starter="Slurm",
         rank=int(variables["SLURM_PROCID"]),

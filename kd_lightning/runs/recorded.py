@@ -12,8 +12,9 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kd_lightning.runs.processes import typed_dirs
 from kd_lightning.utils.errors import UserError
-from kd_lightning.utils.reading import check_text, read_text
+from kd_lightning.utils.reading import check_text, is_there, read_text
 from kd_lightning.utils.text import one_line
 
 MOST_BYTES = 2**20  # two hundred times what a run records
@@ -72,3 +73,14 @@ def _checked(file: Path) -> str:
 
 def _damaged(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} cannot be read: {one_line(error)}")
+
+
+def recorded_dirs(run_dir: Path) -> list[str]:
+    """Return the folders that a run was given with ``--config-dir``."""
+    file = run_dir / ".hydra" / "hydra.yaml"
+    record = read_config(file) if is_there(file) else OmegaConf.create()
+    try:
+        found = OmegaConf.select(record, "hydra.runtime.config_sources") or []
+        return [str(folder) for folder in typed_dirs(found)]
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
+        raise UserError(f"{file} does not record where the configuration came from") from error

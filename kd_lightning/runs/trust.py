@@ -10,17 +10,10 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
-
-import lightning as L
-from hydra.experimental.callback import Callback as HydraCallback
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import Profiler
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.utils.text import printable
 
@@ -34,12 +27,25 @@ PURE = (*FACTORIES, *(f"kd_lightning.{part}." for part in ("losses", "transfer",
 PARTS = ("objective", "tasks", "modules", "data", "callbacks", "teachers", "metrics")
 OURS = (*PURE, *(f"kd_lightning.{part}." for part in PARTS), "kd_lightning.cli.launch.Launch")
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "kd_lightning", "timm")
-# Of the libraries: classes that train and watch, by what they are. Not any class or function,
-# among which are torch.hub.load and starters of processes.
-KINDS = (nn.Module, Optimizer, LRScheduler, L.Callback, L.LightningDataModule, Logger, Profiler)
-KINDS = (*KINDS, L.Trainer, HydraCallback)
 # Modules whose constructors run code that their arguments describe or load.
 EXECUTING = ("torch.jit.", "torch.fx.", "torch.package.", "torch.export.", "torch.distributed.")
+
+
+@cache
+def kinds() -> tuple[type, ...]:
+    """Return the classes of the libraries that train and watch, with their subclasses."""
+    # Not any class or function, among which are torch.hub.load and starters of processes. Imported
+    # here, because a command line is read in a fraction of the time that these take.
+    import lightning as L
+    from hydra.experimental.callback import Callback as HydraCallback
+    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.profilers import Profiler
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    learning = (nn.Module, Optimizer, LRScheduler, L.LightningDataModule, L.Trainer)
+    return (*learning, L.Callback, Logger, Profiler, HydraCallback)
 
 
 def is_given() -> bool:
@@ -79,12 +85,14 @@ def is_known(target: str) -> bool:
     if defined.startswith(OURS if isinstance(found, type) else PURE):
         return not any(part.startswith("_") for part in defined.split("."))
     return (
-        isinstance(found, type) and issubclass(found, KINDS) and not defined.startswith(EXECUTING)
+        isinstance(found, type) and issubclass(found, kinds()) and not defined.startswith(EXECUTING)
     )
 
 
 def is_network(target: str) -> bool:
     """Return whether a target is a known network, or a network that the caller has imported."""
+    from torch import nn
+
     found = _known_object(target)
     if found is None:
         # Only modules that are imported already, since importing one runs its code.
