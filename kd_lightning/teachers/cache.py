@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from kd_lightning.data.types import Prepared
 from kd_lightning.nets.taps import Outputs, tapped
-from kd_lightning.teachers.cache_files import Compute, Tables, find_or_compute
+from kd_lightning.teachers.cache_files import Compute, Tables, absent, find_or_compute
 from kd_lightning.teachers.compact import compact, largest_error, report_error, restore
+from kd_lightning.teachers.together import add_up, gathered, share
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.hashing import sources
 from kd_lightning.utils.networks import Inputs, apply, fitting
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 3  # version of the files, a part of their key: files of other versions are not read
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+PRECISIONS = ("float32", "bf16")
 # Tables of up to this many bytes are copied to the student's device at the first read. Copying
 # the rows of each batch instead would synchronise the GPU in every step.
 ON_DEVICE = 2**30
@@ -74,6 +76,8 @@ class TeacherCache:
         top_k: number of logits to store per prediction, the largest ones. The total mass of
             the others is stored, too, and spread evenly over them when read. For tasks with
             many classes; all logits by default.
+        precision: in which the teacher computes the outputs: ``float32``, or ``bf16`` (autocast),
+            which is faster on many devices. The error is measured on the first batch and logged.
 
     Raises:
         UserError: if a setting is out of range.
@@ -85,7 +89,11 @@ class TeacherCache:
         max_bytes: float = 4e9,
         dtype: str = "float32",
         top_k: int | None = None,
+        precision: str = "float32",
     ) -> None:
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise UserError(f"cache.precision must be one of {known}, got {precision}")
         if dtype not in DTYPES:
             raise UserError(f"cache.dtype must be one of {', '.join(DTYPES)}, got {dtype}")
         if not max_bytes >= 0:
@@ -94,6 +102,7 @@ class TeacherCache:
             raise UserError(f"cache.top_k must be at least 1, got {top_k}")
         self.root = Path(root) if root is not None else None
         self.max_bytes, self.dtype, self.top_k = max_bytes, DTYPES[dtype], top_k
+        self.is_bf16 = precision == "bf16"
         self.held: dict[str, Tables] = {}
         self._has_warned = False  # that the disk is full or read-only
 
@@ -103,6 +112,7 @@ class TeacherCache:
         inputs: Prepared,
         device: torch.device,
         paths: Sequence[str] = (),
+        together: bool = False,
     ) -> CachedOutputs | None:
         """Return the teacher's outputs for a split, computing those that are missing.
 
@@ -111,6 +121,8 @@ class TeacherCache:
             inputs: the split.
             device: device of the teacher.
             paths: layers to cache in addition to the logits.
+            together: whether all processes of the run call this at once, so that each computes
+                a share.
 
         Returns:
             The outputs, or None if they cannot be cached: the number of views is unlimited, or
@@ -126,8 +138,15 @@ class TeacherCache:
             return None
         # Popped here and inserted again by _hold(), so the dictionary is ordered by last use.
         found = {name: self.held.pop(f"{key}-{name}", None) for name in wanted}
-        if missing := [name for name, tables in found.items() if tables is None]:
-            found |= self._find(key, missing, partial(self._compute, teacher, inputs, device))
+        missing = [name for name, tables in found.items() if tables is None]
+        compute = partial(self._compute, teacher, inputs, device)
+        if together and share()[1] > 1:
+            # Not the same ones in each process: the first may hold those of validation data.
+            missing = sorted({name for names in gathered(missing) for name in names})
+            if missing:
+                found |= self._find_together(key, missing, partial(compute, ranks=share()))
+        elif missing:
+            found |= self._find(key, missing, compute)
         kept = {f"{key}-{name}": tables for name, tables in found.items() if tables}
         self._hold(kept)
         return CachedOutputs({k: t for tables in kept.values() for k, t in tables.items()})
@@ -171,6 +190,22 @@ class TeacherCache:
             missing = [name for name in wanted if name not in computed]
             return {**computed, **(compute(missing) if missing else {})}
 
+    def _find_together(self, key: str, wanted: list[str], compute: Compute) -> dict[str, Tables]:
+        """Return the tables of each output, of which each process computes a share."""
+        lacking = wanted if self.root is None else absent(self.root, key, wanted)
+        lacking = gathered(lacking)[0]
+        computed = compute(lacking) if lacking else {}
+        if self.root is None:
+            return computed
+
+        def known(missing: list[str]) -> dict[str, Tables]:
+            return {name: computed[name] for name in missing}
+
+        rank, _ = share()
+        found = self._find(key, wanted, known) if rank == 0 else {}
+        gathered(None)  # the first process has written the files
+        return found or self._find(key, wanted, known)
+
     def _bytes(
         self, teacher: nn.Module, inputs: Prepared, device: torch.device, paths: Sequence[str]
     ) -> int:
@@ -191,7 +226,7 @@ class TeacherCache:
         own = [repr(getattr(part, "preprocessing", None)) for part in teacher.modules()]
         plain += own if any(one != "None" for one in own) else []
         about = (FORMAT, repr(teacher), code, plain, inputs.fingerprint, inputs.views)
-        stored = (self.dtype, self.top_k)
+        stored = (self.dtype, self.top_k, *(["bf16"] if self.is_bf16 else []))
         digest = hashlib.blake2b(repr((about, stored)).encode(), digest_size=12)
         for name, tensor in teacher.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -199,19 +234,32 @@ class TeacherCache:
         return digest.hexdigest()
 
     def _compute(
-        self, teacher: nn.Module, inputs: Prepared, device: torch.device, wanted: list[str]
+        self,
+        teacher: nn.Module,
+        inputs: Prepared,
+        device: torch.device,
+        wanted: list[str],
+        ranks: tuple[int, int] = (0, 1),
     ) -> dict[str, Tables]:
+        """Compute the tables of each output, with a share of the batches in each of the ranks."""
+        rank, size = ranks
         views = f" in {inputs.views} views" if inputs.views > 1 else ""
         what = f"Computing teacher outputs for {inputs.size:,} samples{views}"
         tables: dict[str, Tables] = {name: {} for name in wanted}
         paths = [name for name in wanted if name != "logits"]
         worst, classes = dict.fromkeys(wanted, 0.0), 0
         with progress(what, inputs.size * inputs.views) as advance:
-            for view, index, batch in inputs.batches(device):
-                exact = run_teacher(teacher, batch, paths)
+            for i, (view, index, batch) in enumerate(inputs.batches(device)):
+                advance(len(index))
+                if i % size != rank:
+                    continue
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.is_bf16):
+                    exact = run_teacher(teacher, batch, paths)
                 stored = compact(exact, self.dtype, self.top_k)
                 classes = exact["logits"].shape[-1]
                 again = restore(stored, classes)
+                if self.is_bf16 and i == 0:  # only here, or bf16 would save no time
+                    exact = run_teacher(teacher, batch, paths)
                 for name in wanted:
                     worst[name] = max(worst[name], largest_error(name, exact[name], again[name]))
                 for name, rows in stored.items():
@@ -220,27 +268,31 @@ class TeacherCache:
                         continue
                     if name not in tables[output]:
                         shape = (inputs.views, inputs.size, *rows.shape[1:])
-                        tables[output][name] = self._empty(torch.Size(shape), rows.dtype)
+                        tables[output][name] = self._zeros(torch.Size(shape), rows.dtype)
                     tables[output][name][view, index.cpu()] = rows.cpu()
-                advance(len(index))
+        if size > 1:
+            tables = {name: add_up(tables[name], device) for name in wanted}
+            others = gathered((worst, classes))
+            classes = max(found for _, found in others)
+            worst = {name: max(found[name] for found, _ in others) for name in wanted}
         for name, error in worst.items():
             report_error(name, error)
         if "logits" in tables:
             tables["logits"][":classes"] = torch.tensor(classes)
         return tables
 
-    def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _zeros(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return a table to be filled: in memory, or mapped from a file if it is large."""
         size = shape.numel() * dtype.itemsize
         if self.root is None or size <= IN_MEMORY:
-            return torch.empty(shape, dtype=dtype)
+            return torch.zeros(shape, dtype=dtype)
         try:
             with tempfile.TemporaryFile(dir=self.root) as file:
                 # Allocated at once: writing to a mapped file on a full disk kills the process.
                 os.posix_fallocate(file.fileno(), 0, size)
                 return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(shape)
         except (OSError, AttributeError):  # no room, or a system without posix_fallocate
-            return torch.empty(shape, dtype=dtype)
+            return torch.zeros(shape, dtype=dtype)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def find_or_compute(root: Path, key: str, wanted: list[str], compute: Compute) -
         compute: returns the tables of the outputs that are missing or damaged.
     """
     root.mkdir(parents=True, exist_ok=True)
-    files = {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
+    files = _files(root, key, wanted)
     with FileLock(root / f"{key}.lock"):  # one process computes, the others wait
         remove_partial(root, f"{key}-*")
         if missing := [name for name in wanted if not _is_whole(files[name])]:
@@ -37,6 +37,15 @@ def find_or_compute(root: Path, key: str, wanted: list[str], compute: Compute) -
     # Mapped, so the processes of a sweep share one copy in the page cache. weights_only, since
     # the folder may be shared, and loading a pickle would run code of whoever wrote it.
     return {n: torch.load(f, mmap=True, weights_only=True) for n, f in files.items()}
+
+
+def absent(root: Path, key: str, wanted: list[str]) -> list[str]:
+    """Return the names of the outputs whose files are missing or damaged."""
+    return [name for name, file in _files(root, key, wanted).items() if not _is_whole(file)]
+
+
+def _files(root: Path, key: str, wanted: list[str]) -> dict[str, Path]:
+    return {name: root / f"{key}-{name.replace(':', '-')}.pt" for name in wanted}
 
 
 def _write(file: Path, tables: Tables) -> None:

@@ -43,7 +43,7 @@ class TeacherOutputs:
         device: torch.device,
         paths: Mapping[str, Sequence[str]],
     ) -> None:
-        """Find or compute the outputs for splits of a datamodule.
+        """Find or compute the outputs for splits of a datamodule; called by all ranks at once.
 
         Args:
             teacher: the network.
@@ -60,7 +60,7 @@ class TeacherOutputs:
         for split, layers in paths.items():
             if split in self.cached or split in self._uncached:
                 continue
-            found = self.cache.outputs(teacher, prepared(split), device, layers)
+            found = self.cache.outputs(teacher, prepared(split), device, layers, together=True)
             if found is not None:
                 self.cached[split] = found
             else:

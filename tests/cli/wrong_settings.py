@@ -335,6 +335,7 @@ CASES: dict[str, tuple[str, str]] = {
     "max_bytes": ("cache.max_bytes=lots", "cache.max_bytes must be a number, got 'lots'"),
     "max_bytes_neg": ("cache.max_bytes=-1", "cache.max_bytes cannot be negative, got -1"),
     "cache_dtype": ("cache.dtype=int3", "cache.dtype must be one of float32, float16, got int3"),
+    "cache_precision": ("cache.precision=fp8", "cache.precision must be one of float32, bf16"),
     "top_k": ("cache.top_k=0", "cache.top_k must be at least 1, got 0"),
     "store_null": ("teacher_store=null", "teacher_store must be a folder, got null"),
     "store_file": (

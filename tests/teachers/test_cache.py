@@ -116,6 +116,9 @@ def test_cached_equals_live_under_ddp(tmp_path: Path) -> None:
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [f["world_size"] for f in found] == [2, 2]
     assert all(f["worst"] < 1e-6 and f["compared"] == f["steps"] > 0 for f in found)
+    rows = [f["rows"] for f in found]
+    assert sum(rows) == found[0]["needed"]
+    assert min(rows) > 0  # each has computed a share of them
     outputs = sorted(file.name.partition("-")[2] for file in tmp_path.glob("*.pt"))
     # each once, shared by both ranks: the terms' two layers, and the logits of train and val
     assert outputs == ["classifier.3.pt", "features.pt", "logits.pt", "logits.pt"]
@@ -332,6 +335,24 @@ def test_top_k_keeps_the_largest_and_the_total_of_the_rest(data, teacher) -> Non
     rest = q.scatter(1, where, 0.0)
     expected = (1 - largest.sum(1, keepdim=True)) / 7
     torch.testing.assert_close(rest.max(1, keepdim=True).values, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_is_close_and_its_error_is_logged(data, teacher, tmp_path, caplog) -> None:
+    with torch.no_grad():
+        teacher.classifier[-1].weight.mul_(50)  # as certain as a trained network
+    inputs = data.prepared("train")
+    index = torch.arange(len(data.labels))
+    with caplog.at_level(logging.INFO):
+        caches = [TeacherCache(str(tmp_path), precision=p) for p in ("float32", "bf16")]
+        exact, close = (c.outputs(teacher, inputs, CPU).read(index, 0)["logits"] for c in caches)
+    assert close.dtype == torch.float32
+    assert not torch.equal(exact, close)
+    torch.testing.assert_close(close, exact, rtol=0.05, atol=0.5)
+    (said,) = (m for m in caplog.messages if "differ" in m)
+    claimed = float(re.search(r"KL = (\S+) nats", said)[1])
+    first = next(iter(inputs.batches(CPU)))[1]
+    p, q = (z[first].double().log_softmax(1) for z in (exact, close))
+    assert claimed == pytest.approx((p.exp() * (p - q)).sum(1).max().item(), rel=0.1)
 
 
 @pytest.mark.parametrize("setting", [{"dtype": "int8"}, {"top_k": 0}])
