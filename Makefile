@@ -3,12 +3,13 @@
 # make test         run all tests
 # make test-fast    run the tests that train nothing, in under a minute
 # make lint         check style and types
-# make bench        measure training speed against a plain PyTorch loop
+# make bench        measure training speed against a plain PyTorch loop, in ten minutes
+# make bench-full   the same with whole epochs and sweeps, in forty minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-fast lint format bench tensorboard constraints clean
+.PHONY: setup demo test test-fast lint format bench bench-full tensorboard constraints clean
 
 setup: .venv/.ready
 
@@ -39,6 +40,9 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py
+
+bench-full: setup
+	$(BIN)/python benchmarks/bench.py --full
 
 tensorboard: setup
 	$(BIN)/tensorboard --logdir . --host 127.0.0.1
