@@ -152,6 +152,7 @@ def started(root: Path, folder: Path, environment: dict[str, str]) -> Iterator[S
         "PATH": os.pathsep.join(path),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
         "SLURM_CONF": str(folder / "slurm.conf"),
+        "MASTER_ADDR": "127.0.0.1",  # the names of the nodes do not resolve
     }
     slurm = Slurm(env, folder)
     with ExitStack() as stack:

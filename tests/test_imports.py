@@ -39,6 +39,7 @@ INSIDE = {
     "compress": {"utils", "data.types"},
     "callbacks": {"utils", "modules", "metrics", "data.types", "compress"},
     "runs": BELOW_RUNS,
+    "sweeps": {*BELOW_RUNS, "runs"},
     "report": {"utils", "metrics.figures"},
     "cli": {*BELOW_RUNS, "runs", "report"},
 }
@@ -59,7 +60,7 @@ OUTSIDE = {
     "compress": {"torch", "numpy", "onnx", "onnxruntime", "onnxscript", "executorch", "torchao"},
     "report": {"jinja2", "markupsafe", "matplotlib", "numpy", "scipy"},
 }
-CONFIGURED = {"cli", "runs"}
+CONFIGURED = {"cli", "runs", "sweeps"}
 HYDRA = {"hydra", "omegaconf"}
 
 

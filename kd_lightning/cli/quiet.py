@@ -20,6 +20,15 @@ IRRELEVANT_WARNINGS = (
     r".*`srun` command is available.*",
 )
 
+# Hydra 1.3 announces that 1.4 will not complete a preset of a launcher by its plugin's defaults;
+# the presets are complete.
+OF_LAUNCHERS = r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema"
+
+
+def quieten_composition() -> None:
+    """Silence what Hydra says of presets while it composes the configuration."""
+    warnings.filterwarnings("ignore", message=OF_LAUNCHERS)
+
 
 def quieten() -> None:
     """Silence messages that the user cannot act on."""

@@ -1,0 +1,1 @@
+"""Sweeps: how their jobs are run."""
