@@ -1,8 +1,13 @@
 """The command line as the user types it, arranged for Hydra."""
 
-from omegaconf import OmegaConf
+from pathlib import Path
+from typing import Any
 
-from kd_lightning.cli.consent import state_trust
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from kd_lightning.cli.consent import state_trust, typed_folders
 from kd_lightning.cli.paths import CONF, with_quoted_path
 from kd_lightning.cli.resume import resumed
 from kd_lightning.runs.networks import added
@@ -28,7 +33,7 @@ def arranged(argv: list[str]) -> list[str]:
         return [argv[0], *flags, *words]
     words = [with_quoted_path(added(word)) for word in state_trust(words)]
     if not given or given[-1] in ("", "null"):
-        return [argv[0], *flags, *_compared(words)]
+        return [argv[0], *flags, *_as_sweep(flags, _compared(words))]
     return [argv[0], *resumed(given[-1], flags, words)]
 
 
@@ -50,6 +55,31 @@ def _compared(words: list[str]) -> list[str]:
     own = [name for name in typed[-1].partition("=")[2].split(",") if name not in others]
     kept = [word for word in words if word not in typed]
     return [*kept, f"method={','.join([*others, *own])}"]
+
+
+def _as_sweep(flags: list[str], words: list[str]) -> list[str]:
+    """Make a sweep of an experiment that says what it varies, without ``-m``.
+
+    The experiment cannot choose Hydra's mode itself: Hydra 1.4 refuses that.
+    """
+    is_typed = any(word.startswith("hydra.mode=") for word in words)
+    folders = [CONF, *typed_folders(flags)]
+    names = [w.partition("=")[2] for w in words if w.startswith(("experiment=", "+experiment="))]
+    varies = any(_params(folders, name) for name in names)
+    return [*words, "hydra.mode=MULTIRUN"] if varies and not is_typed else words
+
+
+def _params(folders: list[Path], name: str) -> dict[str, Any]:
+    """Return what an experiment varies, or one that it begins with."""
+    files = [folder / "experiment" / f"{name}.yaml" for folder in folders]
+    file = next((file for file in files if file.is_file()), None)
+    try:
+        config: Any = OmegaConf.load(file) if file else None
+        own = OmegaConf.select(config, "hydra.sweeper.params") if config else None
+        earlier = [o for o in config.get("defaults", []) if isinstance(o, str)] if config else []
+    except (YAMLError, OmegaConfBaseException, AttributeError):  # Hydra says what is wrong
+        return {}
+    return own or next(filter(None, (_params(folders, o) for o in earlier if o != name)), {})
 
 
 def _flags_and_words(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -67,7 +67,7 @@ def check_trust(
         raise UserError(f"resume={run_dir} records {flag!r}, which is no override")
     if is_given():
         return
-    folders = _folders(flags)
+    folders = typed_folders(flags)
     if dirs and not folders:
         raise UserError(
             f"resume={run_dir} would run code in {', '.join(dirs)}: name the folder with "
@@ -98,7 +98,7 @@ def _jobs(run_dir: Path, words: Sequence[str]) -> list[list[str]]:
     ]
 
 
-def _folders(flags: Sequence[str]) -> list[Path]:
+def typed_folders(flags: Sequence[str]) -> list[Path]:
     """Return the folders of code on the command line."""
     found = [value for name, value in pairwise(flags) if name in CONFIG_DIR]
     found += [flag.partition("=")[2] for flag in flags if flag.partition("=")[0] in CONFIG_DIR]

@@ -20,14 +20,19 @@ IRRELEVANT_WARNINGS = (
     r".*`srun` command is available.*",
 )
 
-# Hydra 1.3 announces that 1.4 will not complete a preset of a launcher by its plugin's defaults;
-# the presets are complete.
-OF_LAUNCHERS = r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema"
+OF_HYDRA = (
+    # Of 1.3: 1.4 completes no preset of a launcher by its plugin's; ours are complete.
+    r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema",
+    # Of 1.4, about 1.5.
+    r"\s*The version_base parameter is deprecated",
+    r"\s*hydra\.utils\.instantiate\(\) resolved _target_",
+)
 
 
-def quieten_composition() -> None:
-    """Silence what Hydra says of presets while it composes the configuration."""
-    warnings.filterwarnings("ignore", message=OF_LAUNCHERS)
+def quieten_hydra() -> None:
+    """Silence what Hydra announces of its next version."""
+    for message in OF_HYDRA:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def quieten() -> None:

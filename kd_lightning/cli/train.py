@@ -13,12 +13,11 @@ from kd_lightning.cli.command_line import arranged
 from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
 from kd_lightning.cli.outcome import fail_once, run_job, with_advice
 from kd_lightning.cli.paths import CONF
-from kd_lightning.cli.quiet import quieten_composition
+from kd_lightning.cli.quiet import quieten_hydra
 from kd_lightning.utils.errors import UserError
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _hydra_main(cfg: DictConfig) -> float | None:
+def _job(cfg: DictConfig) -> float | None:
     # Only now, as torch and Lightning take seconds: help and wrong settings are shown at once.
     from kd_lightning.cli.job import prepare_process, run
 
@@ -28,7 +27,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Entry point of ``train.py`` and ``kd-train``."""
-    quieten_composition()
+    quieten_hydra()
     # Before hydra.main, which reads sys.argv: a resumed run needs the overrides it had.
     try:
         sys.argv = arranged(sys.argv)
@@ -39,7 +38,8 @@ def main() -> None:
     os.environ.setdefault(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        _hydra_main()
+        # Not as a decorator: Hydra 1.4 would warn of version_base before that can be silenced.
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_job)()
     except Exception as error:
         message = explain_composition(error, sys.argv[1:])
         if message is None or wants_tracebacks():
