@@ -2,6 +2,7 @@
 # make demo         train a teacher, a baseline and a student on data bundled with scikit-learn
 # make test         run all tests
 # make test-fast    run the tests that train nothing, in under a minute
+# make test-hydra-next  run some tests with the next version of Hydra
 # make lint         check style and types
 # make bench        measure training speed against a plain PyTorch loop, in ten minutes
 # make bench-full   the same with whole epochs and sweeps, in forty minutes
@@ -9,7 +10,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-fast lint format bench bench-full tensorboard constraints clean
+.PHONY: setup demo test test-fast test-hydra-next lint format bench bench-full \
+	tensorboard constraints clean
 
 setup: .venv/.ready
 
@@ -28,6 +30,15 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
+
+# The next Hydra and its plugins, in a folder of their own before the installed ones.
+NEXT := .venv/hydra-next
+NEXT_PACKAGES := hydra-core==1.4.0rc3 hydra-optuna-sweeper==1.4.0rc3 hydra-joblib-launcher==1.4.0rc3 \
+	hydra-submitit-launcher==1.4.0rc3 hydra-ray-launcher==1.4.0rc3 omegaconf==2.4.1rc1 optuna==5.0.0
+
+test-hydra-next: setup
+	$(BIN)/uv pip install --quiet --python .venv --no-deps --target $(NEXT) $(NEXT_PACKAGES)
+	PYTHONPATH=$(NEXT) $(BIN)/python -m pytest -m hydra_next
 
 lint: setup
 	$(BIN)/ruff check .

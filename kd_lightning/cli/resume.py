@@ -110,6 +110,12 @@ def _resumed_sweep(given: str, flags: Sequence[str], words: Sequence[str]) -> li
 
 def _check_search(given: str, record: Any, typed: Sequence[Override]) -> None:
     """Refuse to resume a search that would not propose the same trials again."""
+    storage = OmegaConf.select(record, "hydra.sweeper.storage")
+    if storage is not None:
+        raise UserError(
+            f"resume={given}: the study of this search is kept in {storage}: repeat the command of "
+            "the search, which goes on with the study"
+        )
     sampler = OmegaConf.select(record, "hydra.sweeper.sampler")  # of Optuna's sweeper alone
     is_given = any(o.key_or_group == "hydra.sweeper.sampler.seed" for o in typed)
     if sampler is not None and sampler.get("seed") is None and not is_given:
