@@ -28,6 +28,7 @@ from kd_lightning.utils.errors import UserError, causes, first_line
 # the configuration, because Hydra would otherwise print errors in its own way: see cli/train.py.
 TRACEBACKS = "KD_FULL_ERROR"
 
+PLUGINS = ("submitit", "ray")  # extras with plugins of Hydra for which conf/ has presets
 
 # What is wrong with a disk, by the error of the system.
 DISK = {
@@ -98,6 +99,9 @@ def explain_composition(error: Exception, words: Sequence[str]) -> str | None:
         return f"there is no setting {key}" + _similar(key, words)
     if isinstance(error, ValueError) and text.startswith("Config group override"):
         return _no_option(words)
+    if isinstance(error, RuntimeError) and text.startswith("Unknown plugin class"):
+        extra = next((name for name in PLUGINS if name in text), None)
+        return extra and f"{text}: install it with pip install 'kd-lightning[{extra}]'"
     return explain(error)
 
 

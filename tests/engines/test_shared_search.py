@@ -13,7 +13,7 @@ from kd_lightning.utils.errors import UserError
 
 optuna = pytest.importorskip("optuna")
 
-pytestmark = [pytest.mark.slow, pytest.mark.hydra_next]
+pytestmark = pytest.mark.slow
 
 QUICK = ("data=digits", "trainer.max_epochs=1", "student.width=4")
 STUDY = {"study_name": "kd", "storage": "sqlite:///study.db"}
