@@ -102,6 +102,8 @@ def explain_composition(error: Exception, words: Sequence[str]) -> str | None:
     if isinstance(error, RuntimeError) and text.startswith("Unknown plugin class"):
         extra = next((name for name in PLUGINS if name in text), None)
         return extra and f"{text}: install it with pip install 'kd-lightning[{extra}]'"
+    if isinstance(error, RuntimeError) and text.startswith('Could not detect "srun"'):
+        return "there is no Slurm on this machine: hydra/launcher=submitit_local rehearses a sweep"
     return explain(error)
 
 

@@ -1,12 +1,11 @@
 """Tests of a search that several processes share, one of which is killed."""
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from page import command
 
 from kd_lightning.cli.command_line import arranged
 from kd_lightning.utils.errors import UserError
@@ -23,13 +22,12 @@ def test_a_study_is_shared_and_goes_on_after_a_kill(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    create = ["create-study", "--study-name", "kd", "--direction", "maximize"]
-    subprocess.run([script("optuna"), *create, "--storage", STUDY["storage"]], check=True)
+    subprocess.run(command("optuna create-study"), check=True)
 
     def start(number: int, trials: int) -> subprocess.Popen[str]:
-        words = (f"hydra.sweeper.n_trials={trials}", f"hydra.sweep.dir=sweep-{number}")
+        own = (f"hydra.sweeper.n_trials={trials}", f"hydra.sweep.dir=sweep-{number}")
         return subprocess.Popen(
-            [sys.executable, ROOT / "train.py", "experiment=shared_search", *QUICK, *words],
+            command("experiment=shared_search", *QUICK, *own),
             env=environment,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -57,8 +55,3 @@ def test_a_study_is_shared_and_goes_on_after_a_kill(
     assert len({t.params["method.alpha"] for t in trials}) == len(trials)  # none proposed twice
     with pytest.raises(UserError, match="repeat the command of the search"):
         arranged(["train.py", "resume=sweep-2"])
-
-
-def script(name: str) -> str:
-    """A command of the environment that runs the tests."""
-    return str(Path(sys.executable).with_name(name))

@@ -1,10 +1,12 @@
 """Tests on a real Slurm of two nodes, and of its rehearsal on one machine."""
 
+import subprocess
 from pathlib import Path
 
 import deadly
 import pytest
-from conftest import Command, accuracy, read_metrics, recompute
+from conftest import accuracy, read_metrics, recompute
+from page import command
 from slurm_cluster import Slurm
 
 pytestmark = pytest.mark.slow
@@ -23,11 +25,8 @@ def test_jobs_of_a_sweep_are_jobs_of_slurm(slurm: Slurm, tmp_path: Path) -> None
     # One process and two, with a user's method.
     mine, sweep = deadly.write(tmp_path / "mine"), tmp_path / "sweep"
     (mine / "trigger").unlink()
-    done = slurm(
-        *("python", "train.py", "-m", "hydra/launcher=submitit_slurm", "--config-dir", mine),
-        *("hydra.launcher.cpus_per_task=2", "trainer.devices=1,2", "method=deadly", *QUICK),
-        f"hydra.sweep.dir={sweep}",
-    )
+    own = ("method=deadly", *QUICK, f"hydra.sweep.dir={sweep}", "--config-dir", str(mine))
+    done = slurm(*command("submitit_slurm", *own))
     assert done.returncode == 0, done.stderr
     rows = (sweep / "sweep.csv").read_text().splitlines()
     assert [row.split(",")[:2] for row in rows[-2:]] == [["0", "1"], ["1", "2"]]
@@ -40,10 +39,18 @@ def test_jobs_of_a_sweep_are_jobs_of_slurm(slurm: Slurm, tmp_path: Path) -> None
     assert len(logs) == 2
 
 
-def test_submitit_runs_jobs_on_this_machine(command: Command, tmp_path: Path) -> None:
+def test_submitit_runs_jobs_on_this_machine(environment: dict[str, str], tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    words = ("-m", "hydra/launcher=submitit_local", "method=kd,ce", *QUICK)
-    done = command(*words, f"hydra.sweep.dir={sweep}")
+    words = command("hydra/launcher=submitit_local", *QUICK, f"hydra.sweep.dir={sweep}")
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "validated against ConfigStore" not in done.stderr
     assert [read_metrics(sweep / str(n))["epochs"] for n in (0, 1)] == [1, 1]
+
+
+def test_a_run_is_a_batch_job(slurm: Slurm, tmp_path: Path) -> None:
+    *words, line = command("sbatch")
+    own = f"{' '.join(QUICK)} hydra.run.dir={tmp_path / 'run'}"
+    done = slurm(*words, f"{line} {own}", "--wait", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, (tmp_path / "out").read_text()
+    assert read_metrics(tmp_path / "run")["epochs"] == 1
