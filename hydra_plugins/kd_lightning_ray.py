@@ -1,4 +1,4 @@
-"""The launcher of ``hydra/launcher=ray``, here because Hydra takes plugins from this package."""
+"""The launcher of ``hydra/launcher=ray``; Hydra takes plugins from this package alone."""
 
 from collections.abc import Sequence
 

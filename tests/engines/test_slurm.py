@@ -39,13 +39,17 @@ def test_jobs_of_a_sweep_are_jobs_of_slurm(slurm: Slurm, tmp_path: Path) -> None
     assert len(logs) == 2
 
 
-def test_submitit_runs_jobs_on_this_machine(environment: dict[str, str], tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    words = command("hydra/launcher=submitit_local", *QUICK, f"hydra.sweep.dir={sweep}")
+def test_a_dead_job_of_submitit_fails_alone(environment: dict[str, str], tmp_path: Path) -> None:
+    # On this machine: on Slurm, submitit learns of a death from the accounting alone.
+    mine, sweep = deadly.write(tmp_path / "mine"), tmp_path / "sweep"
+    own = ("method=deadly,ce", *QUICK, f"hydra.sweep.dir={sweep}", "--config-dir", str(mine))
+    words = command("hydra/launcher=submitit_local", *own)
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1
     assert "validated against ConfigStore" not in done.stderr
-    assert [read_metrics(sweep / str(n))["epochs"] for n in (0, 1)] == [1, 1]
+    assert "job 0 failed: its worker died: " in done.stdout
+    assert "1 of 2 jobs failed" in done.stderr
+    assert read_metrics(sweep / "1")["epochs"] == 1
 
 
 def test_a_run_is_a_batch_job(slurm: Slurm, tmp_path: Path) -> None:
