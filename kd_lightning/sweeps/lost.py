@@ -8,7 +8,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, open_dict
 
 from kd_lightning.runs.directory import ERROR
-from kd_lightning.utils.errors import first_line
 from kd_lightning.utils.files import write_text
 
 
@@ -29,17 +28,17 @@ def composed(launcher: Any, overrides: Sequence[str], number: int) -> DictConfig
     return config
 
 
-def lost(config: DictConfig, error: BaseException) -> JobReturn:
+def lost(config: DictConfig, reason: str) -> JobReturn:
     """Return what stands for the result of a job, and say in its directory why it has none.
 
     Args:
         config: that of the job.
-        error: what the engine raises instead of the result.
+        reason: what the engine says, or where it says so.
     """
     # As a job that fails by itself: an exception would end the whole sweep.
     folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / ERROR, f"its worker died: {first_line(error)}\n")
+    write_text(folder / ERROR, f"its worker died: {reason}\n")
     result = JobReturn(overrides=list(config.hydra.overrides.task), status=JobStatus.COMPLETED)
     result.return_value = None
     return result

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from ray.exceptions import RayError
 
 from kd_lightning.sweeps.lost import composed, lost
+from kd_lightning.utils.errors import first_line
 
 
 def launch(
@@ -56,4 +57,4 @@ def _result(job: Any, config: DictConfig) -> JobReturn:
     try:
         return ray.get(job)
     except RayError as error:
-        return lost(config, error)
+        return lost(config, first_line(error))

@@ -28,8 +28,9 @@ def surviving(
         number, overrides = next(jobs)
         try:
             return results(job)
-        except (UncompletedJobError, FailedJobError) as error:
-            return [lost(composed(launcher, overrides, number), error)]
+        except (UncompletedJobError, FailedJobError):
+            reason = f"{job.state}, see {job.paths.stderr}"
+            return [lost(composed(launcher, overrides, number), reason)]
 
     with patch.object(submitit.Job, "results", results_or_loss):
         yield
