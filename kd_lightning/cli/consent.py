@@ -17,12 +17,15 @@ from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_lightning.cli.paths import CONF
+from kd_lightning.runs.recorded import read_yaml
 from kd_lightning.runs.trust import TRUST, is_given, strangers
 from kd_lightning.utils.errors import UserError
 from kd_lightning.utils.reading import texts
 from kd_lightning.utils.text import one_line, printable
 
 CONFIG_DIR = ("--config-dir", "-cd")
+# Settings of launchers: lines of a shell, options of sbatch, where and how Ray runs what it gets.
+RISKY = ("setup", "additional_parameters", "ray")
 LOGGING = ("logging.", "colorlog.")  # modules whose classes Hydra's own options of logging name
 
 
@@ -125,11 +128,20 @@ def _strangers(run_dir: Path, overrides: list[str], folders: list[Path]) -> Iter
     # Some parts are resolved once more, for the job of a teacher.
     yield from (printable(text) for text in texts(job) if "${" in text)
     yield from strangers(own["callbacks"], folders)
+    yield from _of_launcher(own["launcher"])
     # Hydra writes these two to the environment, and searches the third.
     yield from (f"{name}={value}" for name, value in own["job"]["env_set"].items())
     yield from (place for place in own["searchpath"] if place not in searched)
     for name in ("job_logging", "hydra_logging"):
         yield from _in_logging(own[name])
+
+
+def _of_launcher(config: Any) -> Iterator[str]:
+    """Yield the commands and places of a launcher that no preset has: it runs code by them."""
+    presets = (CONF / "hydra" / "launcher").glob("*.yaml")
+    known = {text for file in presets for text in texts(read_yaml(file))}
+    risky = [config.get(name) for name in RISKY]
+    yield from (printable(text) for text in texts(risky) if text not in {*known, "auto"})
 
 
 def _in_logging(config: Any) -> Iterator[str]:

@@ -43,6 +43,7 @@ def quieten() -> None:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = partial(_on_log_error, handler)
     threading.excepthook = _on_thread_error
+    quieten_hydra()  # here, too, as a sweep's job may run in another process than the command
     for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 

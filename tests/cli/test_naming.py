@@ -159,13 +159,11 @@ def test_paths_with_signs_of_hydras_grammar_are_resumed(name: str, tmp_path: Pat
     ],
 )
 def test_an_experiment_compares_the_method_that_is_asked_for(typed: str, methods: str) -> None:
-    *_, last = arranged(["train.py", *typed.split()])
-    assert last == f"method={methods}"
+    *_, method, mode = arranged(["train.py", *typed.split()])
+    assert (method, mode) == (f"method={methods}", "hydra.mode=MULTIRUN")
 
 
-@pytest.mark.parametrize(
-    "typed", ["experiment=cifar100 method=kd", "method=dkd", "experiment=compare"]
-)
+@pytest.mark.parametrize("typed", ["experiment=cifar100 method=kd", "method=dkd"])
 def test_other_words_stay_as_they_are(typed: str) -> None:
     assert arranged(["train.py", *typed.split()]) == ["train.py", *typed.split()]
 

@@ -31,7 +31,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_contains_package_and_configuration(wheel: Path) -> None:
-    files = (p for p in (ROOT / "kd_lightning").rglob("*") if p.is_file())
+    packages = (ROOT / "kd_lightning", ROOT / "hydra_plugins")
+    files = (p for package in packages for p in package.rglob("*") if p.is_file())
     tree = {str(p.relative_to(ROOT)) for p in files if p.suffix != ".pyc"}
     tree |= {f"kd_lightning/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from kd_lightning import load_run
 from kd_lightning.cli.command_line import arranged
+from kd_lightning.cli.consent import check_trust
 from kd_lightning.data.types import ImageSpec
 from kd_lightning.nets.mlp import MLP
 from kd_lightning.runs.teacher import TeacherOrder
@@ -22,6 +23,7 @@ from kd_lightning.utils.errors import UserError
 TARGETS = {
     str(target)
     for file in (ROOT / "conf").rglob("*.yaml")
+    if file.parent.name != "launcher"  # which Hydra takes from its plugins alone
     for line in file.read_text().splitlines()
     if (target := line.partition("_target_: ")[2].partition(" ")[0]) and "#" not in line[:1]
 }
@@ -58,6 +60,36 @@ def test_networks_are_known_and_nothing_else_is_a_network() -> None:
     for other in ("torch.optim.Adam", "kd_lightning.losses.response.soft_targets"):
         assert is_known(other)
         assert not is_network(other)
+
+
+SLURM, RAY = "hydra/launcher=submitit_slurm", "hydra/launcher=ray"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "named"),
+    [
+        ((SLURM, "hydra.launcher.setup=[touch x]"), "touch x"),
+        ((SLURM, "+hydra.launcher.additional_parameters.prolog=x.sh"), "x.sh"),
+        ((RAY, "hydra.launcher.ray.init.address=10.0.0.1:1"), "10.0.0.1:1"),
+        ((RAY, "+hydra.launcher.ray.init.runtime_env.py_executable=x.sh"), "x.sh"),
+    ],
+)
+def test_what_a_launcher_would_run_needs_consent(
+    tmp_path: Path, recorded: tuple[str, ...], named: str
+) -> None:
+    with pytest.raises(UserError, match=f"would run .*{named}: add trust=true"):
+        check_trust(tmp_path, recorded, [], [], [])
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        (SLURM, "hydra.launcher.partition=gpu", "hydra.launcher.setup=[]"),
+        (RAY, "hydra.launcher.ray.init.address=auto", "hydra.launcher.ray.remote.num_gpus=1"),
+    ],
+)
+def test_resources_of_a_launcher_need_no_consent(tmp_path: Path, recorded: tuple[str, ...]) -> None:
+    check_trust(tmp_path, recorded, [], [], [])
 
 
 @pytest.fixture(autouse=True)
