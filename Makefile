@@ -39,7 +39,7 @@ NEXT_TESTS := tests/cli/test_command_line.py tests/engines/test_shared_search.py
 	tests/cli/test_sweep.py::test_compare_gives_teacher_and_students_one_budget_and_seed
 
 test-hydra-next: setup
-	$(BIN)/uv pip install --quiet --python .venv --no-deps --target $(NEXT) $(NEXT_PACKAGES)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(NEXT) $(NEXT_PACKAGES)
 	PYTHONPATH=$(NEXT) $(BIN)/python -m pytest $(NEXT_TESTS)
 
 lint: setup
