@@ -23,14 +23,21 @@ def surviving(
         initial_job_idx: the number of the first job.
     """
     jobs, results = iter(enumerate(job_overrides, initial_job_idx)), submitit.Job.results
+    is_inside = False
 
     def results_or_loss(job: Any) -> list[Any]:
+        nonlocal is_inside
+        if is_inside:  # one of several tasks of a job, which submitit asks in turn
+            return results(job)
         number, overrides = next(jobs)
+        is_inside = True
         try:
             return results(job)
         except (UncompletedJobError, FailedJobError):
             reason = f"{job.state}, see {job.paths.stderr}"
             return [lost(composed(launcher, overrides, number), reason)]
+        finally:
+            is_inside = False
 
     with patch.object(submitit.Job, "results", results_or_loss):
         yield

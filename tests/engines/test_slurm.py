@@ -2,11 +2,12 @@
 
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import deadly
 import pytest
-from conftest import accuracy, read_metrics, recompute
+from conftest import ROOT, accuracy, read_facts, read_metrics, recompute
 from page import command
 from slurm_cluster import Slurm
 
@@ -59,3 +60,31 @@ def test_a_run_is_a_batch_job(slurm: Slurm, tmp_path: Path) -> None:
     done = slurm(*words, f"{line} {own}", "--wait", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0, (tmp_path / "out").read_text()
     assert read_metrics(tmp_path / "run")["epochs"] == 1
+
+
+def test_a_preempted_job_of_a_sweep_goes_on(slurm: Slurm, tmp_path: Path) -> None:
+    # Two tasks, which submitit starts and requeues; the signal is that of a preemption.
+    sweep = tmp_path / "sweep"
+    own = ("data=digits", "trainer.max_epochs=2", "trainer.devices=2", "student.width=4")
+    own += ("hydra.launcher.tasks_per_node=2", "hydra.launcher.cpus_per_task=1")
+    own += ("+callbacks.hold._target_=spy.HoldUntilRestart", f"hydra.sweep.dir={sweep}")
+    words = command("submitit_slurm", *own, "hydra.launcher.timeout_min=30")
+    environment = {**slurm.env, "PYTHONPATH": str(ROOT / "tests")}
+    with subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        last = sweep / "0" / "checkpoints" / "last.ckpt"
+        while not last.is_file() and process.poll() is None:
+            time.sleep(0.2)
+        (job,) = {p.name.partition("_")[0] for p in (sweep / ".submitit").glob("*/*_log.out")}
+        slurm("scancel", "--signal=USR2", job)
+        out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert read_metrics(sweep / "0")["epochs"] == 2
+    assert (sweep / "0" / "train.log").read_text().count("epoch 1 of 2") == 1
+    assert read_facts(sweep / "0")["processes"] == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, read_facts, read_metrics, same_weights
+from page import command
 from slurm_cluster import Slurm
 
 pytestmark = pytest.mark.slow
@@ -27,21 +28,13 @@ def pair(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize(
-    ("tasks", "words"),
-    [
-        ("-n2", ("trainer.devices=2",)),
-        ("-N2", ("trainer.devices=1", "trainer.num_nodes=2")),
-    ],
-    ids=["one_node", "two_nodes"],
-)
-def test_tasks_of_srun_are_one_run(
-    slurm: Slurm, pair: Path, tmp_path: Path, tasks: str, words: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_tasks_of_srun_are_one_run(slurm: Slurm, pair: Path, tmp_path: Path, nodes: int) -> None:
     # a directory named by the time, which differs between the processes
     where = f"hydra.run.dir={tmp_path}/${{now:%H-%M-%S-%f}}"
-    train = ("python", "train.py", *SMALL, *words, where, f"teacher_store={tmp_path}/teachers")
-    done = slurm.srun(*(("--nodes=1", tasks) if tasks == "-n2" else (tasks,)), *train, **LOCAL)
+    own = (*SMALL, where, f"teacher_store={tmp_path}/teachers")
+    line = command("srun --nodes=1", *own) if nodes == 1 else command("srun --nodes=2", *own)
+    done = slurm(*line, **LOCAL)
     assert done.returncode == 0, done.stderr
     (run_dir,) = (p for p in tmp_path.iterdir() if p.name != "teachers")
     assert same_weights(weights(run_dir), weights(pair))

@@ -5,20 +5,20 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import page
 import pytest
 import torch
 from conftest import ROOT, Command, read_facts, read_metrics, same_weights
 
 from kd_lightning.runs.ranks import found_in
 
-# torchrun's parser takes what follows the script as the script's
 SMALL = ("data=digits", "trainer.max_epochs=2", "student.width=4", "trainer.accelerator=cpu")
 PAIR = (*SMALL, "trainer.devices=2")
+TORCHRUN = page.command("torchrun --standalone")[:-1]  # without trainer.devices=2
 CHAIN = ("experiment=self_distillation", "chain.generations=2")
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -26,15 +26,12 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts torchrun with its own options, then those of ``train.py``, in ``tmp_path``."""
+    """Starts a command in ``tmp_path``."""
     with contextlib.ExitStack() as stack:
 
-        def run(*words: str, options: tuple[str, ...] = ("--nproc-per-node=2", "--standalone")):
+        def run(*words: str) -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "torch.distributed.run", *options),
-                    *(str(ROOT / "train.py"), *words),
-                ],
+                words,
                 cwd=tmp_path,
                 env={**environment, "PYTHONPATH": str(ROOT / "tests")},
                 stdout=subprocess.PIPE,
@@ -84,7 +81,9 @@ def test_a_run_equals_the_one_whose_processes_lightning_starts(
     start: Start, pair: Path, tmp_path: Path
 ) -> None:
     # with an empty store: the first process trains the teacher while the other one waits
-    code, out, err = finished(start(*PAIR, "teacher_store=teachers"))
+    code, out, err = finished(
+        start(*page.command("torchrun --standalone", *PAIR, "teacher_store=teachers"))
+    )
     assert code == 0, err
     (run_dir,) = directories(tmp_path)
     assert same_weights(weights(run_dir), weights(pair))
@@ -101,9 +100,13 @@ def test_two_nodes_share_one_directory(start: Start, pair: Path, tmp_path: Path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}")
-    words = (*SMALL, "trainer.devices=1", "trainer.num_nodes=2")
-    processes = [start(*words, options=(*nodes, f"--node-rank={rank}")) for rank in (0, 1)]
+    line = " ".join(page.command("torchrun --nnodes=2", *SMALL))
+    here = {"--master-addr=node0": "--master-addr=127.0.0.1", "29500": str(port)}
+    for named, value in here.items():
+        assert named in line
+        line = line.replace(named, value)
+    lines = [line.replace("--node-rank=0", f"--node-rank={rank}") for rank in (0, 1)]
+    processes = [start(*line.split()) for line in lines]
     ended: list[tuple[int, str, str]] = []
     threads = [
         threading.Thread(target=lambda process=process: ended.append(finished(process)))
@@ -133,7 +136,7 @@ def test_two_nodes_share_one_directory(start: Start, pair: Path, tmp_path: Path)
 def test_an_error_is_said_once_and_ends_with_a_code(
     start: Start, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
-    code, _, err = finished(start(*words))
+    code, _, err = finished(start(*TORCHRUN, *words))
     assert code != 0
     # torchrun adds a report of its own
     lines = [line for line in err.splitlines() if line.startswith("error:")]
@@ -147,8 +150,8 @@ def test_a_run_goes_on_in_its_directory_after_its_processes_were_killed(
     start: Start, pair: Path, tmp_path: Path
 ) -> None:
     kill = ("+callbacks.kill._target_=spy.KillOnce", "+callbacks.kill.folder=${run_dir}")
-    options = ("--nproc-per-node=2", "--standalone", "--max-restarts=1")
-    code, out, err = finished(start(*PAIR, *kill, options=options))
+    program, *words = TORCHRUN
+    code, out, err = finished(start(program, "--max-restarts=1", *words, *PAIR, *kill))
     assert code == 0, err
     (run_dir,) = directories(tmp_path)
     assert (run_dir / "killed").is_file()  # it was killed in its second epoch
@@ -159,9 +162,11 @@ def test_a_run_goes_on_in_its_directory_after_its_processes_were_killed(
 @pytest.mark.slow
 def test_resumed_run_goes_on_in_its_directory(start: Start, pair: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    code, _, err = finished(start(*PAIR, "trainer.max_epochs=1", f"hydra.run.dir={run_dir}"))
+    code, _, err = finished(
+        start(*TORCHRUN, *PAIR, "trainer.max_epochs=1", f"hydra.run.dir={run_dir}")
+    )
     assert code == 0, err
-    code, _, err = finished(start(f"resume={run_dir}", "trainer.max_epochs=2"))
+    code, _, err = finished(start(*TORCHRUN, f"resume={run_dir}", "trainer.max_epochs=2"))
     assert code == 0, err
     assert read_metrics(run_dir)["epochs"] == 2
     assert directories(tmp_path) == []
@@ -173,7 +178,7 @@ def test_each_link_of_a_chain_trains_on_both_processes(
     start: Start, command: Command, tmp_path: Path
 ) -> None:
     words = (*PAIR, *CHAIN, "trainer.max_epochs=1")
-    code, _, err = finished(start(*words))
+    code, _, err = finished(start(*TORCHRUN, *words))
     assert code == 0, err
     (run_dir,) = directories(tmp_path)
     assert command(*words, f"hydra.run.dir={tmp_path / 'own'}").returncode == 0
