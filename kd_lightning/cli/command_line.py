@@ -65,7 +65,8 @@ def _as_sweep(flags: list[str], words: list[str]) -> list[str]:
     is_typed = any(word.startswith("hydra.mode=") for word in words)
     folders = [CONF, *typed_folders(flags)]
     names = [w.partition("=")[2] for w in words if w.startswith(("experiment=", "+experiment="))]
-    varies = any(_params(folders, name) for name in names)
+    # Several experiments are a sweep that is typed, and too long for the name of a file.
+    varies = any(_params(folders, name) for name in names if "," not in name)
     return [*words, "hydra.mode=MULTIRUN"] if varies and not is_typed else words
 
 

@@ -32,6 +32,7 @@ def test_experiments_of_a_user_may_begin_with_others(
 ) -> None:
     assert (SWEEP in line(tmp_path, f"experiment={name}")) == is_sweep
     assert SWEEP not in line(tmp_path, "seed=1")
+    assert SWEEP not in line(tmp_path, f"experiment={','.join(['single'] * 100)}")
 
 
 def line(folder: Path, *words: str) -> list[str]:
