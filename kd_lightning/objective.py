@@ -6,6 +6,7 @@ For N rows and C classes, z_s and z_t are the logits of the student and the teac
 with M teachers z_t is N×M×C. A row is a sample, or a token of a token classifier.
 """
 
+import copy
 import inspect
 import logging
 import math
@@ -115,6 +116,27 @@ class Objective(nn.Module):
                 "a learned method.temperature needs method.alpha above 0 and a response that "
                 "takes a temperature"
             )
+
+    def with_values(
+        self, alpha: Tensor | float, temperature: Tensor | float, hard_weight: Tensor | float
+    ) -> "Objective":
+        """Return this objective with fixed α, T and hard weight, which share everything else.
+
+        Args:
+            alpha: α; a number or a scalar tensor, like the others.
+            temperature: T.
+            hard_weight: weight of the hard loss.
+        """
+        # Tensors, so that torch.vmap can give each of several students values of its own.
+        fixed = copy.copy(self)
+        values: dict[str, Any] = {
+            "alpha": alpha,
+            "temperature": temperature,
+            "hard_weight": hard_weight,
+        }
+        for name, value in values.items():
+            setattr(fixed, name, lambda epoch, value=value: value)
+        return fixed
 
     @property
     def needs_all_labels(self) -> str:

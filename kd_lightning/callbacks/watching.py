@@ -7,6 +7,7 @@ the attribute, a callback is assumed to change the result.
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -57,12 +58,23 @@ class EpochLog(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.progress_bar_callback is not None:
             return
-        most = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        names = ("train/loss", "val/loss", "val/accuracy")
-        logged = trainer.callback_metrics
-        found = [f"{name} {show(name, float(logged[name]))}" for name in names if name in logged]
-        number, seconds = trainer.current_epoch + 1, time.perf_counter() - self.started
-        log.info("epoch %d%s: %s (%.1f s)", number, most, ", ".join(found), seconds)
+        seconds = time.perf_counter() - self.started
+        log_epoch(trainer.current_epoch, trainer.max_epochs, trainer.callback_metrics, seconds)
+
+
+def log_epoch(epoch: int, epochs: int | None, logged: Mapping[str, Any], seconds: float) -> None:
+    """Log a line for an epoch.
+
+    Args:
+        epoch: its number, from 0.
+        epochs: number of all epochs; None or −1 if there is no limit.
+        logged: figures by name.
+        seconds: its duration.
+    """
+    most = f" of {epochs}" if (epochs or -1) > 0 else ""
+    names = ("train/loss", "val/loss", "val/accuracy")
+    found = [f"{name} {show(name, float(logged[name]))}" for name in names if name in logged]
+    log.info("epoch %d%s: %s (%.1f s)", epoch + 1, most, ", ".join(found), seconds)
 
 
 class ProgressBar(TQDMProgressBar):

@@ -297,6 +297,18 @@ class ImageDataModule(L.LightningDataModule):
             x = center_crop(x, [self.size, self.size])  # no change after a random crop
         return batch._replace(inputs=self._normalize(x.to(dtype)))
 
+    def seen(self, split: str, index: Tensor, epoch: int, dtype: torch.dtype) -> Batch:
+        """Return samples of a split as the networks see them in an epoch.
+
+        Args:
+            split: ``train``, whose samples are augmented, ``val`` or ``test``.
+            index: positions of the samples, B, on the device of the split.
+            epoch: number of the epoch, from 0.
+            dtype: of the inputs.
+        """
+        batch = TensorDataset(self.splits[split])[index]
+        return self._transform(batch, self.augment if split == "train" else None, epoch, dtype)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         data = self._dataset("train")
         device = data.split.inputs.device
