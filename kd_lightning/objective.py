@@ -104,6 +104,7 @@ class Objective(nn.Module):
             name: weight_schedule(f"transfer.{name}.weight", term.weight, "weight of the term")
             for name, term in used.items()
         }
+        self.is_constant = not any(map(callable, (alpha, temperature, hard_weight)))
         self.all_labelled = True  # set by the module: whether all training samples have a label
         self.has_layers = bool(used) or isinstance(temperature, LearnedTemperature)
         self.is_built = not self.has_layers

@@ -41,7 +41,7 @@ class OneGraphTensorBoardLogger(TensorBoardLogger):
         # Some networks cannot be traced, and tracing raises whatever their code raises. A plot
         # must not end a run.
         except Exception as error:
-            log.warning("TensorBoard gets no graph: %s", str(error).strip().splitlines()[0])
+            log.warning("TensorBoard gets no graph: %s", _first_line(error))
         self._log_graph = False  # also after a failure: one warning is enough
 
     def _write_graph(self, model: LightningModule, example: Tensor) -> None:
@@ -96,6 +96,10 @@ class _Appender(ExperimentWriter):
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         pass  # .hydra/config.yaml already contains them
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _remove_torn_row(file: Path) -> None:

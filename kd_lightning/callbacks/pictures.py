@@ -78,6 +78,27 @@ class Pictures(L.Callback):
             self._boards = self._boards or boards(trainer)
             self._show(trainer, pl_module, is_trained=True)
 
+    def show(
+        self,
+        trainer: L.Trainer,
+        module: BaseModule,
+        batch: Batch,
+        outputs: dict[str, Any],
+        is_trained: bool,
+    ) -> None:
+        """Show predictions that were computed elsewhere.
+
+        Args:
+            trainer: its loggers receive the images.
+            module: of the student.
+            batch: validation samples.
+            outputs: of the module's ``evaluate`` for them.
+            is_trained: whether the training has ended.
+        """
+        self._boards = boards(trainer)
+        self._keep(batch, outputs)
+        self._show(trainer, module, is_trained)
+
     def _look(self, module: BaseModule, data: Any) -> None:
         """Evaluate the networks on the first validation samples."""
         # Not trainer.validate(), which would log figures and reset the state of the fit.

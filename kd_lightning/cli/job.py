@@ -18,6 +18,7 @@ from kd_lightning.runs.naming import keep_name
 from kd_lightning.runs.networks import with_own_parts
 from kd_lightning.runs.processes import config_dirs
 from kd_lightning.runs.ranks import ranks
+from kd_lightning.sweeps.members import MEMBERS
 from kd_lightning.utils.process import tune_process
 
 
@@ -35,6 +36,9 @@ def find_plugins() -> None:
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Check a configuration, run its job or chain, and return the figures."""
+    member = MEMBERS.get(str(cfg.run_dir))  # a job that a launcher trains with others
+    if member is not None and (metrics := member(_print)) is not None:
+        return metrics
     continue_job(cfg)
     cfg = with_own_parts(cfg)
     check(cfg)

@@ -202,9 +202,7 @@ class BaseModule(L.LightningModule):
             self.log_dict(values, logger=False, batch_size=1)
 
     def _diverged(self, what: str) -> str:
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        kept = f"the last good checkpoint is {best}" if best else "no checkpoint has been saved yet"
-        return f"the loss is not finite at {what}; try a lower optimizer.lr; {kept}"
+        return diverged(what, getattr(self.trainer.checkpoint_callback, "best_model_path", ""))
 
     def validation_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -333,3 +331,14 @@ class BaseModule(L.LightningModule):
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._earlier_seconds = checkpoint.get("seconds", 0.0)
             self._resumed_with = checkpoint.get("optimizers")
+
+
+def diverged(what: str, best: str) -> str:
+    """Return the message of a training whose loss is not finite.
+
+    Args:
+        what: the step, and the terms of its loss.
+        best: path of the best checkpoint; empty if there is none.
+    """
+    kept = f"the last good checkpoint is {best}" if best else "no checkpoint has been saved yet"
+    return f"the loss is not finite at {what}; try a lower optimizer.lr; {kept}"

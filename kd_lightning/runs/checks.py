@@ -65,6 +65,17 @@ def check(cfg: DictConfig) -> None:
     _check_trainer(config["trainer"])
 
 
+def check_values(cfg: DictConfig) -> None:
+    """Check what may differ between jobs of which one has been checked as a whole.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    _check_seed(cfg.seed)
+    for section in ("data", "method", "optimizer"):
+        check_section(cfg, section)
+
+
 def check_section(cfg: DictConfig, section: str) -> None:
     """Check a section that names a class and its arguments.
 

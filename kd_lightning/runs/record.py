@@ -8,6 +8,7 @@ role          ``teacher``, ``student``, ``baseline``, ``control: permuted`` …
 method        option of ``method=``; empty for a teacher
 seed          seed of the run
 processes     number of processes that trained together
+trained_together  number of students of a sweep that were trained in one step; absent for one
 overrides     the user's overrides: value by key
 settings      settings that determine the result, except the seed: value by dotted key
 teacher       directory of the teacher in the store, or paths of given checkpoints, or empty

@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 Terms = dict[str, Tensor]
 
 
-class Students(nn.Module):
+class Students:
     """Networks that differ in their weights only.
 
     Args:
@@ -31,7 +31,6 @@ class Students(nn.Module):
     """
 
     def __init__(self, net: nn.Module, states: Sequence[Mapping[str, Tensor]]) -> None:
-        super().__init__()
         self.net = _plain_copy(net)
         trained = {name for name, p in self.net.named_parameters() if p.requires_grad}
         # By the module's own names: a state dict repeats parameters that layers share.
