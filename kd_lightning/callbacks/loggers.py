@@ -3,7 +3,8 @@
 import csv
 import io
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class OneGraphTensorBoardLogger(TensorBoardLogger):
     Lightning's own writes it again for every validation and test.
     """
 
+    _latest: tuple[Callable[[], Any], Any] = (lambda: None), None  # the module, and its graph
+
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:
         example = model.example_input_array if input_array is None else input_array
@@ -47,7 +50,11 @@ class OneGraphTensorBoardLogger(TensorBoardLogger):
     def _write_graph(self, model: LightningModule, example: Tensor) -> None:
         if self._log_graph:
             batch = model._on_before_batch_transfer(example)
-            graph = traced_graph(model, model._apply_batch_transfer_handler(batch))
+            # Students that were trained together are one module in turn, with other weights.
+            known, graph = OneGraphTensorBoardLogger._latest
+            if known() is not model:
+                graph = traced_graph(model, model._apply_batch_transfer_handler(batch))
+                OneGraphTensorBoardLogger._latest = weakref.ref(model), graph
             self.experiment._get_file_writer().add_graph(graph)
 
 

@@ -1,5 +1,6 @@
 """Images of predictions on validation samples, before and after training."""
 
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from kd_lightning.callbacks.dashboard import boards
@@ -134,7 +137,7 @@ class Pictures(L.Callback):
         self._names = getattr(module.task.spec, "class_names", ())
         for name, picture in self._draw(sheet, is_trained).items():
             for board in self._boards:
-                board.add_image(f"pictures/{name}", picture, trainer.global_step, dataformats="HWC")
+                _write(board, f"pictures/{name}", picture, trainer.global_step)
 
     def _draw(self, sheet: Sheet, is_trained: bool) -> dict[str, Any]:
         """Draw the pictures and return them by name, H×W×3 each."""
@@ -155,6 +158,20 @@ class Pictures(L.Callback):
             tiles = [tile(sheet, i, names=self._names) for i in worst]
             pictures["disagreement"] = answers(tiles, "largest disagreement")
         return pictures
+
+
+def _write(board: Any, name: str, picture: Array, step: int) -> None:
+    """Write an image, H×W×3 uint8, under a name."""
+    # Not SummaryWriter.add_image, which resamples it to its own size and compresses it as much as
+    # possible: five images would take 35 ms instead of 10.
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
+    height, width, channels = picture.shape
+    image = Summary.Image(
+        height=height, width=width, colorspace=channels, encoded_image_string=buffer.getvalue()
+    )
+    summary = Summary(value=[Summary.Value(tag=name, image=image)])
+    board._get_file_writer().add_summary(summary, step)
 
 
 def probabilities(outputs: dict[str, Any]) -> Sheet:

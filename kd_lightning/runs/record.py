@@ -23,6 +23,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -231,8 +232,10 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
     }
 
 
+@cache
 def commit() -> str:
     """Return the commit of this code, or an empty string outside of a clone."""
+    # Once a process, which goes on with the code that it has loaded.
     here = str(Path(__file__).parent)
     git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"]
     try:

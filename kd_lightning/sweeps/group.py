@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from kd_lightning.callbacks.dashboard import has_board
@@ -54,7 +54,7 @@ class Seat:
     def presented(self) -> Iterator[None]:
         """Let everything that asks Hydra for the current job find this one."""
         hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
-        hydra.set_config(self.config)
+        hydra.cfg = self.config  # not set_config(), which copies it
         try:
             yield
         finally:
@@ -212,10 +212,9 @@ class Group:
 
 def _configured(config: DictConfig, checked: Any) -> DictConfig:
     """Return the configuration of a job as the command prepares it."""
-    cfg = config.copy()
-    cfg._set_flag(["readonly", "struct"], [False, False])
-    del cfg["hydra"]
-    cfg = with_own_parts(cfg)
+    cfg = with_own_parts(
+        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    )
     checked(cfg)
     return keep_name(cfg)
 

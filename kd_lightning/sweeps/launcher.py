@@ -138,18 +138,15 @@ def _resolved(config: DictConfig) -> tuple[str, dict[str, Any], str]:
     """Return the run directory and the resolved configuration of a job, or why it has none."""
     hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
     try:
-        hydra.set_config(config)
+        hydra.cfg = config
         # As run_job() does when the job's turn comes.
         folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir")))
         folder = (folder / str(OmegaConf.select(config, "hydra.sweep.subdir"))).absolute()
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(folder)
-        hydra.set_config(config)
         if is_resumed(config) and (folder / FACTS).is_file():
             return str(folder), {}, "it has begun already"
-        task = config.copy()
-        task._set_flag(["readonly", "struct"], [False, False])
-        del task["hydra"]
+        task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         return str(folder), plain(task), ""
     # Whatever is wrong with its configuration, the job reports it at its turn.
     except Exception as error:

@@ -111,10 +111,20 @@ class Students:
         return logits_of(functional_call(self.net, {**weights, **rest}, (inputs,)), self.net)
 
 
+class _GlobalMean(nn.Module):
+    """Mean of each map, as ``nn.AdaptiveAvgPool2d(1)``, which torch.vmap runs in a loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-1, -2), keepdim=True)
+
+
 def _plain_copy(net: nn.Module) -> nn.Module:
-    """Return a copy in training mode, without hooks that only choose a memory format."""
+    """Return a copy in training mode, with layers and hooks that suit torch.vmap."""
     found = copy.deepcopy(net).train()
-    for layer in found.modules():
+    for name, layer in list(found.named_modules()):
         if isinstance(layer, nn.MaxPool2d):
-            layer._forward_hooks.clear()  # see with_channels_last()
+            layer._forward_hooks.clear()  # those of with_channels_last() only choose a format
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)) and name:
+            home, _, last = name.rpartition(".")
+            setattr(found.get_submodule(home), last, _GlobalMean())
     return found

@@ -227,13 +227,13 @@ class Training:
         """Return what :class:`~kd_lightning.callbacks.gradients.GradientBalance` measures."""
         kept = {name: value.clone() for name, value in self.students.rest.items()}
         terms, weights = self.terms(index, epoch, progress), self.values(progress)
-        for name, value in kept.items():  # batch statistics, which the pass has changed
-            self.students.rest[name].copy_(value)
         shares = {"hard": weights["hard_weight"]}
         if self.objective.uses_response:
             shares["response"] = weights["alpha"]
         gradients = {name: self._gradient(terms[name]) for name in shares}
         found = {name: shares[name] * gradients[name].norm(dim=1) for name in shares}
+        for name, value in kept.items():  # batch statistics, which the pass has changed
+            self.students.rest[name].copy_(value)
         hard = gradients.pop("hard")
         for name, other in gradients.items():
             found[f"cosine_{name}"] = F.cosine_similarity(hard, other, dim=1)

@@ -59,12 +59,11 @@ class Writer:
         """
         group, cfg, module = self.group, self.cfg, self.module
         module.objective = self.recipe.objective
-        record = facts_of(cfg, module, group.source, "", 1)
+        record = facts_of(cfg, module, group.source, group.teacher, 1)
         if (twin := twin_of(record, self.run_dir)) is not None:
             return record_twin(cfg, twin)
         if self.student:  # the first has done so before the training
             announce(cfg, group.data, module, group.source, group.order)
-        record = facts_of(cfg, module, group.source, group.teacher, 1)
         record["trained_together"] = len(group.seats)
         start_anew(self.run_dir)
         write_config(self.run_dir, cfg, own_overrides(cfg))
@@ -83,7 +82,8 @@ class Writer:
         assert module.task.spec is not None
         warn_near_chance(module.role, metrics.get("test/accuracy"), module.task.spec.num_classes)
         finished(self.run_dir, "")
-        export_all(cfg)
+        if cfg.get("export"):
+            export_all(cfg)
         return metrics
 
     def _begin(self) -> None:

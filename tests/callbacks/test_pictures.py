@@ -1,11 +1,13 @@
 """Tests of the pictures: which samples they contain, and when they are drawn."""
 
+import io
 from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kd_lightning.callbacks.pictures import (
@@ -58,10 +60,15 @@ class Board:
     def __init__(self) -> None:
         self.shown: list[tuple[str, int]] = []
 
-    def add_image(self, tag: str, image: np.ndarray, step: int, dataformats: str) -> None:
-        assert dataformats == "HWC"
-        assert (image.ndim, image.shape[2], image.dtype) == (3, 3, np.uint8)
-        self.shown.append((tag.removeprefix("pictures/"), step))
+    def _get_file_writer(self) -> "Board":
+        return self
+
+    def add_summary(self, summary: Any, step: int) -> None:
+        (value,) = summary.value
+        image = np.asarray(Image.open(io.BytesIO(value.image.encoded_image_string)))
+        assert image.shape == (value.image.height, value.image.width, 3)
+        assert image.dtype == np.uint8
+        self.shown.append((value.tag.removeprefix("pictures/"), step))
 
 
 @pytest.fixture

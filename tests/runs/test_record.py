@@ -229,7 +229,9 @@ def test_teacher_figures_leave_out_single_classes(tmp_path: Path) -> None:
 def test_commit_is_empty_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(commit().removesuffix("-dirty")) == 12
     monkeypatch.setenv("PATH", "")
+    commit.cache_clear()
     assert commit() == ""
+    commit.cache_clear()
 
 
 @pytest.mark.parametrize("model", ["teacher", "mutual"])
