@@ -41,7 +41,7 @@ INSIDE = {
     "runs": BELOW_RUNS,
     "sweeps": {*BELOW_RUNS, "runs"},
     "report": {"utils", "metrics.figures"},
-    "cli": {*BELOW_RUNS, "runs", "report"},
+    "cli": {*BELOW_RUNS, "runs", "report", "sweeps"},
 }
 ROOT = "kd_lightning"  # __init__.py resolves public names late; it says the version
 

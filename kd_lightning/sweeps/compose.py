@@ -70,9 +70,7 @@ class Composer:
     def _base(
         self, master: DictConfig, overrides: Sequence[str], parsed: Sequence[Override]
     ) -> DictConfig:
-        key = tuple(
-            f"{o.key_or_group}=" if _is_plain(o) else str(o.input_line) for o in parsed
-        )
+        key = tuple(f"{o.key_or_group}=" if _is_plain(o) else str(o.input_line) for o in parsed)
         if key not in self._known:
             self._known[key] = self.loader.load_sweep_config(master, list(overrides))
         return self._known[key]

@@ -168,9 +168,7 @@ def signature(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         config: the resolved configuration of a job.
     """
     run_dir = str(config.get("run_dir"))
-    return tuple(
-        (name, repr(value).replace(run_dir, "")) for name, value in _leaves(config, "")
-    )
+    return tuple((name, repr(value).replace(run_dir, "")) for name, value in _leaves(config, ""))
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -108,7 +108,10 @@ def state_of(
     parameters = [p for group in separate.param_groups for p in group["params"]]
     found = separate.state_dict()
     found["state"] = {
-        i: {k: (v[student] if v.dim() and v.shape[1:] == p.shape else v).clone() for k, v in own.items()}
+        i: {
+            k: (v[student] if v.dim() and v.shape[1:] == p.shape else v).clone()
+            for k, v in own.items()
+        }
         for i, (own, p) in enumerate(zip(state, parameters, strict=True))
         if own
     }

@@ -28,14 +28,21 @@ def disagreement(training: Training) -> str:
         training: a training for this purpose.
     """
     order, sizes = training.orders(0)
-    index = order[:, : sizes[0]]
+    count = len(training.students)
     try:
         with isolate_rng():
-            training.terms(index, 0, 0.0)["loss"].sum().backward()
-            count = len(training.students)
-            for student in {0, count - 1}:
-                if name := _differing(training, student, index[student]):
-                    return f"the gradient of {name} is not that of a separate student"
+            # The last batch may be smaller. With a single sample in it, torch.vmap has been found
+            # to give some networks with batch normalisation another gradient.
+            for index in {size: order[:, -size:] for size in (sizes[0], sizes[-1])}.values():
+                training.optimizer.zero_grad()
+                training.terms(index, 0, 0.0)["loss"].sum().backward()
+                for student in {0, count - 1}:
+                    if name := _differing(training, student, index[student]):
+                        size = index.shape[1]
+                        return (
+                            f"in a batch of {size}, the gradient of {name} is not that of a "
+                            "separate student"
+                        )
     # Whatever a network does that torch.vmap cannot: random numbers, conditions on values.
     except RuntimeError as error:
         return f"the student does not run under torch.vmap: {str(error).strip().splitlines()[0]}"

@@ -35,7 +35,10 @@ class Students:
         trained = {name for name, p in self.net.named_parameters() if p.requires_grad}
         # By the module's own names: a state dict repeats parameters that layers share.
         named = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
-        stacked = {k: torch.stack([state[k] for state in states]).to(v) for k, v in named.items()}
+        stacked = {
+            k: torch.stack([state[k].contiguous() for state in states]).to(v)
+            for k, v in named.items()
+        }
         self.weights = {k: v.requires_grad_() for k, v in stacked.items() if k in trained}
         self.rest = {k: v for k, v in stacked.items() if k not in trained}
 

@@ -241,9 +241,7 @@ class Training:
 
     def _gradient(self, term: Tensor) -> Tensor:
         weights = list(self.students.weights.values())
-        found = torch.autograd.grad(
-            term.sum(), weights, retain_graph=True, materialize_grads=True
-        )
+        found = torch.autograd.grad(term.sum(), weights, retain_graph=True, materialize_grads=True)
         return torch.cat([g.flatten(1).float() for g in found], dim=1)
 
     def _validate(self, epoch: int, found: Epoch) -> None:
