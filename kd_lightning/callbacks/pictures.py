@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto import summary_pb2
 from torch import Tensor
 
 from kd_lightning.callbacks.dashboard import boards
@@ -167,10 +167,11 @@ def _write(board: Any, name: str, picture: Array, step: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
     height, width, channels = picture.shape
-    image = Summary.Image(
+    kind: Any = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
+    image = kind.Image(
         height=height, width=width, colorspace=channels, encoded_image_string=buffer.getvalue()
     )
-    summary = Summary(value=[Summary.Value(tag=name, image=image)])
+    summary = kind(value=[kind.Value(tag=name, image=image)])
     board._get_file_writer().add_summary(summary, step)
 
 

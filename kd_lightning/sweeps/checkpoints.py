@@ -119,4 +119,4 @@ class CheckpointWriter:
 
 def _fill(progress: Mapping[str, Any], current: int, total: int) -> None:
     for kind, number in (("current", current), ("total", total)):
-        progress[kind].update({name: number for name in progress[kind]})
+        progress[kind].update(dict.fromkeys(progress[kind], number))

@@ -1,5 +1,6 @@
 """Jobs that are trained together: prepared at the turn of the first, in the order of a job."""
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,8 @@ class Seat:
     @contextmanager
     def presented(self) -> Iterator[None]:
         """Let everything that asks Hydra for the current job find this one."""
-        hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
+        hydra: Any = HydraConfig.instance()
+        before = hydra.cfg
         hydra.cfg = self.config  # not set_config(), which copies it
         try:
             yield
@@ -77,9 +79,14 @@ class Group:
 
     def train(self, finished: Finished) -> bool:
         """Train all jobs, at the first call; return whether they are trained together."""
-        if not self.is_tried:
+        if not self.is_tried and len(self.seats) > 1:
+            try:
+                reason = self._prepare(finished) or self._train()
+            except UserError:
+                self.seats.pop(0)  # it fails at its turn, which is now, and the next is the first
+                raise
             self.is_tried = True
-            if reason := self._prepare(finished) or self._train():
+            if reason:
                 log.info("%d jobs run one by one: %s", len(self.seats), reason)
         return self.history is not None
 
@@ -99,8 +106,8 @@ class Group:
             initial = {first.cfg.seed: _copied(module.student)}
         self._orders = {first.cfg.data.seed: self.data}
         self.seats = [seat for seat in self.seats if self._is_fit(seat, initial, finished)]
-        if first not in self.seats or len(self.seats) < 2:
-            return "their settings do not pass the checks"
+        if len(self.seats) < 2:
+            return "the other jobs do not pass the checks"
         with first.presented():
             self._load(initial[first.cfg.seed])
             self.teacher = find_weights(module, self.source, self.order)
@@ -129,8 +136,12 @@ class Group:
                 self._load(initial[cfg.seed])
                 rehearse(module)
                 seat.recipe = module.objective, module.make_optimizer, module.make_lr_scheduler
-        except UserError:
-            return False  # reported at its own turn, where it runs by itself
+        except UserError as error:
+            if seat is self.seats[0]:
+                raise
+            # It says so again at its own turn.
+            log.info("%s runs by itself: %s", seat.run_dir, error)
+            return False
         return True
 
     def _load(self, state: State) -> None:
@@ -244,8 +255,6 @@ def _copied(net: nn.Module) -> State:
 
 def _reordered(data: ImageDataModule, seed: int) -> ImageDataModule:
     """Return the same data in the order of another seed."""
-    import copy
-
     found = copy.copy(data)
     found.seed = seed
     return found

@@ -54,8 +54,8 @@ class VectorizedSweep:
             raise UserError(f"hydra.launcher.mode must be one of {', '.join(MODES)}, got {mode}")
         self.mode, self.task_function, self.config = mode, task_function, config
         self.composer = Composer(hydra_context.config_loader)
-        hydra_context.config_loader = self.composer  # which the sweeper asks, too
-        self.hydra_context = hydra_context
+        self.hydra_context: Any = hydra_context
+        self.hydra_context.config_loader = self.composer  # which the sweeper asks, too
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -136,7 +136,8 @@ def _take_turn(group: Any, seat: Any, finished: Finished) -> dict[str, Any] | No
 
 def _resolved(config: DictConfig) -> tuple[str, dict[str, Any], str]:
     """Return the run directory and the resolved configuration of a job, or why it has none."""
-    hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
+    hydra: Any = HydraConfig.instance()
+    before = hydra.cfg
     try:
         hydra.cfg = config
         # As run_job() does when the job's turn comes.

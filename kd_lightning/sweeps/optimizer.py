@@ -71,19 +71,16 @@ class StackedOptimizer:
             return
         before = [w.detach().clone() for w in self.weights]
         self.inner.step()
-        steps = torch._foreach_sub(self.weights, before)
-        torch._foreach_mul_(steps, self.rates)
-        torch._foreach_add_(before, steps)
-        torch._foreach_copy_(self.weights, before)
+        for weight, start, rate in zip(self.weights, before, self.rates, strict=True):
+            weight.sub_(start).mul_(rate).add_(start)
 
     def _decay(self, decays: list[Tensor]) -> None:
-        if self.is_decoupled:
-            assert self.all_rates is not None
-            shrink = [1 - r * d for r, d in zip(self.all_rates, decays, strict=True)]
-            torch._foreach_mul_(self.weights, shrink)
-        else:
-            gradients = [w.grad for w in self.weights if w.grad is not None]
-            torch._foreach_add_(gradients, torch._foreach_mul(self.weights, decays))
+        for i, (weight, decay) in enumerate(zip(self.weights, decays, strict=True)):
+            if self.is_decoupled:
+                assert self.all_rates is not None
+                weight.mul_(1 - self.all_rates[i] * decay)
+            elif weight.grad is not None:
+                weight.grad.add_(weight * decay)
 
     def zero_grad(self) -> None:
         """Drop the gradients."""

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from kd_lightning.callbacks.profiler import Unprofiled
 from kd_lightning.modules import DistillationModule
 from kd_lightning.nets.taps import tapped
 from kd_lightning.sweeps.training import Training
@@ -142,7 +143,7 @@ def _seconds_alone(training: Training, module: DistillationModule, trainer: L.Tr
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        profiler=trainer.profiler,
+        profiler=Unprofiled(),
     )
     level = logging.getLogger("lightning.pytorch").level
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -103,7 +103,7 @@ class Students:
     @torch.no_grad()
     def logits(self, inputs: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return logits in evaluation mode, S×B×C, for inputs that all students share, B×…."""
-        found = self.state if state is None else state
+        found = self.state if state is None else dict(state)
         self.net.eval()
         try:
             return vmap(self._call, in_dims=(0, None, None))(found, {}, inputs)
