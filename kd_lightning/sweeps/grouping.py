@@ -168,7 +168,10 @@ def signature(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         config: the resolved configuration of a job.
     """
     run_dir = str(config.get("run_dir"))
-    return tuple((name, repr(value).replace(run_dir, "")) for name, value in _leaves(config, ""))
+    found = [(name, repr(value).replace(run_dir, "")) for name, value in _leaves(config, "")]
+    # With α = 0 the teacher is not asked: an objective of other terms.
+    needs_teacher = (config.get("method") or {}).get("alpha") != 0
+    return (*found, ("needs_teacher", str(needs_teacher)))
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -103,7 +103,7 @@ class Writer:
         for entry in self.history.entries_of(self.student):
             for logger in self.trainer.loggers:
                 logger.log_metrics(entry.of(self.student), entry.step)
-        if self._callbacks(EpochLog):
+        if self._callbacks(EpochLog) and self.trainer.progress_bar_callback is None:
             done = self.history.last.epochs[self.student] + 1
             for number, epoch in enumerate(self.history.epochs[:done]):
                 line = epoch.line(self.student)

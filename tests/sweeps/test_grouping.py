@@ -80,6 +80,7 @@ def test_jobs_may_differ_in_what_each_student_has_of_its_own() -> None:
         "data.batch_size=8",
         "trainer.max_epochs=2",
         "method=dkd",
+        "method=ce",
         "augment.seed=1",
     ],
 )
