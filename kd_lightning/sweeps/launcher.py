@@ -27,6 +27,7 @@ from kd_lightning.utils.run_directory import FACTS
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "always")
+LONE = "no other job differs from it in seed, temperature, weights or learning rate alone"
 MOST = 64  # students of a group: more gain nothing on a CPU, and their activations fill a GPU
 
 
@@ -65,7 +66,7 @@ class VectorizedSweep:
         self._configure_log()
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         log.info("Launching %d jobs locally", len(job_overrides))
-        configs = [
+        configs: list[Any] = [
             self._composed(list(overrides), initial_job_idx + i)
             for i, overrides in enumerate(job_overrides)
         ]
@@ -76,6 +77,7 @@ class VectorizedSweep:
                 shown = " ".join(filter_overrides(overrides))
                 log.info("\t#%d : %s", initial_job_idx + i, shown)
                 returned.append(self._run(configs[i]))
+                configs[i] = None  # 0.2 MB each
                 self._configure_log()
         finally:
             MEMBERS.clear()
@@ -113,7 +115,7 @@ class VectorizedSweep:
                 groups.setdefault(signature(resolved), []).append(Seat(config, run_dir))
         for seats in groups.values():
             if len(seats) == 1:
-                alone["no other differs in seed, temperature, weights or learning rate only"] = 1
+                alone[LONE] = alone.get(LONE, 0) + 1
                 continue
             parts = -(-len(seats) // MOST)
             for part in (seats[i::parts] for i in range(parts)):
@@ -129,6 +131,7 @@ def _take_turn(group: Any, seat: Any, finished: Finished) -> dict[str, Any] | No
     """Return the figures of a job of a group; None if it has to run by itself."""
     from kd_lightning.sweeps.writing import Writer
 
+    MEMBERS.pop(seat.run_dir, None)  # with the last of them, the weights of the group are freed
     if not group.train(finished) or seat not in group.seats:
         return None
     return Writer(group, seat)(finished)
@@ -146,7 +149,7 @@ def _resolved(config: DictConfig) -> tuple[str, dict[str, Any], str]:
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(folder)
         if is_resumed(config) and (folder / FACTS).is_file():
-            return str(folder), {}, "it has begun already"
+            return str(folder), {}, "begun before the sweep was resumed"
         task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         return str(folder), plain(task), ""
     # Whatever is wrong with its configuration, the job reports it at its turn.

@@ -171,7 +171,7 @@ def test_a_resumed_sweep_trains_together_what_has_not_begun(
         shutil.rmtree(sweep / number)
     done = command(f"resume={sweep}")
     assert done.returncode == 0, done.stderr
-    assert "22 jobs run one by one: it has begun already" in done.stdout
+    assert "22 jobs run one by one: begun before the sweep was resumed" in done.stdout
     counts = [read_facts(sweep / n).get("trained_together") for n in ("2", "3", "7", "20")]
     assert counts == [STUDENTS, STUDENTS, 2, 2]  # its training had ended, not its evaluation
     for number in ("3", "7", "20"):
