@@ -13,8 +13,8 @@ from kd_lightning.modules import DistillationModule
 from kd_lightning.runs.checkpoints import AtomicCheckpointIO
 from kd_lightning.sweeps.history import Kept
 from kd_lightning.sweeps.optimizer import state_of
+from kd_lightning.sweeps.recipe import Recipe
 from kd_lightning.sweeps.students import Students
-from kd_lightning.sweeps.training import Recipe
 
 
 class CheckpointWriter:

@@ -31,8 +31,9 @@ from kd_lightning.runs.teacher import measure_teacher
 from kd_lightning.sweeps.evaluation import Samples, samples_of
 from kd_lightning.sweeps.history import History
 from kd_lightning.sweeps.probe import disagreement, is_slower
+from kd_lightning.sweeps.recipe import Limits, Recipe
 from kd_lightning.sweeps.students import State, Students
-from kd_lightning.sweeps.training import Limits, Recipe, Training
+from kd_lightning.sweeps.training import Training
 from kd_lightning.utils.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -8,14 +8,12 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.data.batches import TrainingBatches
 from kd_lightning.data.images import ImageDataModule
@@ -23,53 +21,13 @@ from kd_lightning.data.types import Batch
 from kd_lightning.modules import DistillationModule
 from kd_lightning.modules.base import diverged
 from kd_lightning.modules.step_terms import StepTerms
-from kd_lightning.objective import Objective
 from kd_lightning.sweeps.evaluation import Samples, figures, logits
 from kd_lightning.sweeps.history import Entry, Epoch, History, Kept
 from kd_lightning.sweeps.optimizer import StackedOptimizer
+from kd_lightning.sweeps.recipe import Limits, Recipe
 from kd_lightning.sweeps.students import Students, Terms
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Recipe:
-    """How one student is trained.
-
-    Attributes:
-        objective: its loss.
-        optimizer: the one it would have alone; never stepped.
-        scheduler: of its learning rate, or None.
-        data: the datamodule with its order of samples.
-        best: path of its best checkpoint, for a message.
-    """
-
-    objective: Objective
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
-    data: ImageDataModule
-    best: str
-
-
-@dataclass
-class Limits:
-    """What is common to all students of a training.
-
-    Attributes:
-        epochs: number of epochs.
-        log_every: steps between two log entries.
-        gradients_every: steps between two measurements of gradients; 0 for none.
-        monitor: figure that selects the best epoch, as in ``val/accuracy``.
-        is_better: compares a new value of it with the best one.
-        lr_name: name under which the learning rate is logged; empty if it is not.
-    """
-
-    epochs: int
-    log_every: int
-    gradients_every: int
-    monitor: str
-    is_better: Callable[[float, float], bool]
-    lr_name: str
 
 
 class Training:

@@ -29,7 +29,7 @@ from kd_lightning.sweeps.checkpoints import CheckpointWriter
 from kd_lightning.sweeps.evaluation import Samples, outputs_of, thorough
 from kd_lightning.sweeps.group import Group, Seat
 from kd_lightning.sweeps.history import History
-from kd_lightning.sweeps.training import Recipe
+from kd_lightning.sweeps.recipe import Recipe
 from kd_lightning.utils.errors import UserError
 
 log = logging.getLogger(__name__)

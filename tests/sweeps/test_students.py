@@ -25,8 +25,9 @@ from kd_lightning.sweeps.evaluation import samples_of
 from kd_lightning.sweeps.group import _why_not
 from kd_lightning.sweeps.history import History
 from kd_lightning.sweeps.optimizer import StackedOptimizer
+from kd_lightning.sweeps.recipe import Limits, Recipe
 from kd_lightning.sweeps.students import Students
-from kd_lightning.sweeps.training import Limits, Recipe, Training
+from kd_lightning.sweeps.training import Training
 from kd_lightning.tasks import Classification
 
 COUNT, BATCH, CLASSES = 3, 5, 10
