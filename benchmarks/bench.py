@@ -26,6 +26,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import vectorized
 from floor import Floor
 from hydra import compose, initialize_config_dir
 from rich.console import Console
@@ -297,6 +298,14 @@ def memory(folder: Path, teacher: Path, repeats: int, full: bool) -> dict[str, A
     return {"peak memory, distilled run / label-only run (MB)": found}
 
 
+def together(folder: Path, teacher: Path, repeats: int, full: bool) -> dict[str, Any]:
+    """Measure a sweep of small students one by one and trained together."""
+    found = vectorized.measure(repeats)
+    seconds = {name: [wall for wall, _ in found[name]] for name in vectorized.LAUNCHERS}
+    name = "32 students of width 4, batch 16: one by one / together"
+    return {name: ratio(seconds, "one by one", "together", at_least=4)}
+
+
 def train(folder: Path, *overrides: str) -> Process:
     """Run ``python train.py`` as a process that writes into a folder only."""
     return Process(*command(folder, *overrides))
@@ -391,7 +400,7 @@ def main() -> None:
         teacher = find_checkpoint(read_run(folder).facts["teacher"]).resolve()
         start = time.perf_counter()
         ratios: dict[str, Any] = {}
-        for part in (epochs, growth, whole_runs, memory):
+        for part in (epochs, growth, whole_runs, together, memory):
             ratios |= part(Path(folder), teacher, repeats, full)
         minutes = (time.perf_counter() - start) / 60
     show(ratios)

@@ -93,7 +93,7 @@ class Hold(L.Callback):
 
 
 class KillOnce(L.Callback):
-    """Kills its process in the middle of the second epoch, unless it has done so before."""
+    """Kills its process in the middle of a student's second epoch, unless it has done so before."""
 
     shapes_result = False
 
@@ -101,7 +101,8 @@ class KillOnce(L.Callback):
         self.file = Path(folder) / "killed"
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, i: int) -> None:
-        if trainer.current_epoch == 1 and i == 1 and not self.file.exists():
+        is_there = module.role == "student" and trainer.current_epoch == 1 and i == 1
+        if is_there and not self.file.exists():
             trainer.strategy.barrier()
             if trainer.is_global_zero:
                 self.file.touch()
@@ -109,10 +110,11 @@ class KillOnce(L.Callback):
 
 
 class HoldUntilRestart(L.Callback):
-    """Waits in the second epoch for Slurm to end its job, unless it has done so before."""
+    """Waits in a student's second epoch for Slurm to end its job, unless it has done so before."""
 
     shapes_result = False
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, i: int) -> None:
-        if trainer.current_epoch == 1 and "SLURM_RESTART_COUNT" not in os.environ:
+        is_student = module.role == "student"
+        if is_student and trainer.current_epoch == 1 and "SLURM_RESTART_COUNT" not in os.environ:
             time.sleep(600)

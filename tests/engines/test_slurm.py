@@ -79,7 +79,9 @@ def test_a_preempted_job_of_a_sweep_goes_on(slurm: Slurm, tmp_path: Path) -> Non
         text=True,
     ) as process:
         last = sweep / "0" / "checkpoints" / "last.ckpt"
-        while not last.is_file() and process.poll() is None:
+        for _ in range(600):
+            if last.is_file() or process.poll() is not None:
+                break
             time.sleep(0.2)
         (job,) = {p.name.partition("_")[0] for p in (sweep / ".submitit").glob("*/*_log.out")}
         slurm("scancel", "--signal=USR2", job)

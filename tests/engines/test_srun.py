@@ -68,8 +68,9 @@ def test_a_requeued_job_goes_on(slurm: Slurm, pair: Path, tmp_path: Path) -> Non
     train = f"srun python train.py {' '.join(SMALL)} trainer.devices=2 {hold}"
     script = f"export PYTHONPATH=$PWD/tests\n{train} hydra.run.dir={run_dir}"
     job = slurm.sbatch(script, "--ntasks=2", "--nodes=1", "--requeue")
-    while not (run_dir / "checkpoints" / "last.ckpt").is_file():
-        assert "FAILED" not in slurm("scontrol", "show", "job", job).stdout, slurm.output(job)
+    for _ in range(600):
+        if (run_dir / "checkpoints" / "last.ckpt").is_file():
+            break
         time.sleep(0.2)
     before = (run_dir / "checkpoints" / "last.ckpt").stat().st_ino
     slurm("scontrol", "requeue", job)
