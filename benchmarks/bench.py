@@ -105,7 +105,7 @@ class Ours:
         """Return the bare loop on the same images and teacher outputs."""
         batches = self.data.prepared("train").batches(torch.device("cpu"))
         inputs = torch.cat([x for _, _, x in batches])
-        logits = self.module.cached["train"].tables["logits"][0].clone()
+        logits = self.module.outputs.cached["train"].tables["logits"][0].clone()
         target = self.data.splits["train"].target
         return Floor(self.module.student, inputs, target, logits)
 
