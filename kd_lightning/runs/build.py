@@ -157,7 +157,7 @@ def build_trainer(cfg: DictConfig, profiler: Profiler) -> L.Trainer:
         trainer = make(cfg.trainer, "trainer")(
             callbacks=[c for c in callbacks if is_watched or not isinstance(c, ProgressBar)],
             logger=loggers,
-            plugins=[AtomicCheckpointIO(), ranks().environment()],
+            plugins=[AtomicCheckpointIO(), *ranks().plugins()],
             enable_progress_bar=is_watched,
             profiler=profiler,
         )

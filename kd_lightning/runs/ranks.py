@@ -84,12 +84,15 @@ class Ranks:
         """Whether another program started all processes of the run."""
         return self.place is not None and not self._is_alone
 
-    def environment(self) -> "ClusterEnvironment":
-        """Return what tells Lightning the rank of this process, instead of its own guess."""
+    def plugins(self) -> "list[ClusterEnvironment]":
+        """Return what tells Lightning the rank of this process, where it would guess wrongly."""
         from kd_lightning.runs.meeting import LightningEnvironment, Started
 
+        if self.are_external:
+            return [Started(self)]
         # Lightning believes in Slurm wherever its variables are set, even if srun was not used.
-        return Started(self) if self.are_external else LightningEnvironment()
+        is_misled = self.place is not None or "SLURM_NTASKS" in os.environ
+        return [LightningEnvironment()] if is_misled else []
 
     def check(self, trainer: "L.Trainer") -> None:
         """Check that there are as many processes as the trainer asks for.
