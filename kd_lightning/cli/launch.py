@@ -111,7 +111,10 @@ class Launch(Callback):
 
 def _share_run_dir(config: DictConfig) -> None:
     """Let all processes of a run use the directory of the first one, which alone writes there."""
-    shared = ranks().agree("run_dir", str(Path(config.hydra.run.dir).resolve()))
+    try:
+        shared = ranks().agree("run_dir", Path(config.hydra.run.dir).resolve())
+    except UserError as error:  # said by each process, as they do not find one another
+        fail(error)
     if ranks().are_external:
         with read_write(config.hydra):
             config.hydra.run.dir = shared

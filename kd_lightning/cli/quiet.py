@@ -1,6 +1,7 @@
 """Silence for messages that the user cannot act on."""
 
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -27,6 +28,12 @@ OF_HYDRA = (
     r"\s*The version_base parameter is deprecated",
     r"\s*hydra\.utils\.instantiate\(\) resolved _target_",
 )
+
+
+def quieten_torch() -> None:
+    """Silence the warnings of torch's own libraries; called before torch is imported."""
+    # Such as the stack of a process that has lost the first one, which has said why.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def quieten_hydra() -> None:

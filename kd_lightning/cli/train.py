@@ -13,7 +13,7 @@ from kd_lightning.cli.command_line import arranged
 from kd_lightning.cli.explain import TRACEBACKS, explain_composition, wants_tracebacks
 from kd_lightning.cli.outcome import fail_once, run_job, with_advice
 from kd_lightning.cli.paths import CONF
-from kd_lightning.cli.quiet import quieten_hydra
+from kd_lightning.cli.quiet import quieten_hydra, quieten_torch
 from kd_lightning.utils.errors import UserError
 
 
@@ -28,6 +28,7 @@ def _job(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Entry point of ``train.py`` and ``kd-train``."""
     quieten_hydra()
+    quieten_torch()
     # Before hydra.main, which reads sys.argv: a resumed run needs the overrides it had.
     try:
         sys.argv = arranged(sys.argv)

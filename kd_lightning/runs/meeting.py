@@ -15,6 +15,7 @@ from torch.distributed import (
 )
 
 from kd_lightning.runs.ranks import Place, Ranks, found_in
+from kd_lightning.utils.errors import UserError
 
 PATIENCE = timedelta(minutes=10)  # for the processes of all nodes to start
 MOMENT = timedelta(seconds=10)  # for a failure of the first process, if it has the same reason
@@ -25,13 +26,24 @@ class Meeting:
 
     Args:
         place: of this process.
+
+    Raises:
+        UserError: if the first process cannot be reached.
     """
 
     def __init__(self, place: Place) -> None:
         # torchrun's agent has a store of its own on the port.
         by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         is_host = place.rank == 0 and not by_agent
-        store = TCPStore(place.address, place.port, None, is_host, PATIENCE, False)
+        # The host waits for all, or one that starts later would look for it in vain if it fails.
+        size = None if by_agent else place.size
+        try:
+            store = TCPStore(place.address, place.port, size, is_host, PATIENCE, not by_agent)
+        except DistNetworkError as error:
+            raise UserError(
+                f"the first process, at {place.address}:{place.port}, was not found: set "
+                "MASTER_ADDR and MASTER_PORT to its host and a free port there"
+            ) from error
         self.store = PrefixStore("kd_lightning", store)
 
     def set_once(self, name: str, value: str) -> None:
@@ -43,13 +55,13 @@ class Meeting:
         """Return a value; wait for the first process, which may train a teacher for days.
 
         Raises:
-            ConnectionError: if it has ended.
+            UserError: if it has ended.
         """
         while True:
             try:
                 self.store.wait([name], PATIENCE)
             except DistNetworkError as error:
-                raise ConnectionError("the first process of the run has ended") from error
+                raise UserError("the first process of the run has ended") from error
             except DistStoreError:  # it is still at work
                 continue
             return self.store.get(name).decode()

@@ -5,7 +5,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import page
 import pytest
 import torch
 from conftest import ROOT, Command, read_facts, read_metrics, same_weights
+from filelock import FileLock
 
 from kd_lightning.runs.ranks import found_in
 
@@ -143,6 +146,30 @@ def test_an_error_is_said_once_and_ends_with_a_code(
     assert len(lines) == 1, err
     assert message in lines[0]
     assert not list(tmp_path.glob("**/metrics.json"))
+
+
+@pytest.mark.slow
+def test_a_process_that_starts_late_ends_with_the_first(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    # as under srun, where no agent keeps the store when the first process ends
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [sys.executable, str(ROOT / "train.py"), *PAIR, f"hydra.run.dir={tmp_path}"]
+    (tmp_path / ".hydra").mkdir()
+    with FileLock(tmp_path / ".hydra" / ".lock"):  # of another run
+        processes = []
+        for rank in "01":
+            own = {**environment, **together, "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(words, env=own, stderr=subprocess.PIPE, text=True))
+            time.sleep(2)
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "another process is using the run directory" in said[0]
+    assert "Traceback" not in said[1]
+    assert "frame #" not in said[1]
 
 
 @pytest.mark.slow
