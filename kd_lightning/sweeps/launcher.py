@@ -112,7 +112,10 @@ class VectorizedSweep:
             if reason := reason or why_alone(resolved):
                 alone[reason] = alone.get(reason, 0) + 1
             else:
-                groups.setdefault(signature(resolved), []).append(Seat(config, run_dir))
+                # By the method, too: a baseline keeps its own α, whatever is typed.
+                method = str(config.hydra.runtime.choices.get("method"))
+                key = (method, signature(resolved))
+                groups.setdefault(key, []).append(Seat(config, run_dir))
         for seats in groups.values():
             if len(seats) == 1:
                 alone[LONE] = alone.get(LONE, 0) + 1

@@ -198,3 +198,18 @@ def test_a_student_that_diverges_fails_alone(command: Command, tmp_path: Path) -
     )
     assert not (sweep / "2" / "metrics.json").exists()
     assert read_metrics(sweep / "0")["epochs"] == 1
+
+
+@pytest.mark.parametrize("methods", ["ce,kd", "kd,ce"])
+def test_a_baseline_is_no_member_of_a_group_of_distilled_students(
+    command: Command, tmp_path: Path, methods: str
+) -> None:
+    words = (f"method={methods}", "method.alpha=0.5", "seed=0,1", "trainer.max_epochs=1")
+    done = command("-m", *QUICK, *TOGETHER, *words, f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    for job in jobs_of(tmp_path):
+        facts = read_facts(job)
+        assert facts["trained_together"] == 2
+        with (job / "metrics.csv").open(newline="") as lines:
+            columns = csv.DictReader(lines).fieldnames or ()
+        assert ("train/response" in columns) == (facts["role"] == "student")
