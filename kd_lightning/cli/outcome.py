@@ -84,6 +84,7 @@ def _end_other(message: str, mode: RunMode | None) -> None:
 def fail_once(error: object) -> NoReturn:
     """Exit with code 1; of processes that are started together, the first one says why."""
     if not ranks().is_main:
+        ranks().main_has_failed()
         sys.exit(1)
     fail(error)
 

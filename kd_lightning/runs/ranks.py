@@ -8,6 +8,7 @@ configuration, and they agree through a store on one run directory and on who go
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # command lines are read without torch and Lightning
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
     from kd_lightning.runs.meeting import Meeting
+
+SECONDS_TO_SPEAK = 5
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,12 @@ class Ranks:
 
     def main_has_failed(self) -> bool:
         """Whether the first process reports a failure now, too, so that this one need not."""
-        # Before anything was agreed on, all have the same reason.
-        return self._meeting is None or self._meeting.is_set_soon(f"{self.restarts}/failed")
+        if self._meeting is None:
+            # Before anything was agreed on, all have the same reason. torchrun ends all processes
+            # as soon as one has failed, so the first gets the time to say it.
+            time.sleep(SECONDS_TO_SPEAK)
+            return True
+        return self._meeting.is_set_soon(f"{self.restarts}/failed")
 
     def _met(self) -> "Meeting":
         if self._meeting is None:
