@@ -91,7 +91,7 @@ class Slurm:
         return done.stdout.strip()
 
     def wait(self, job: str, timeout: float = 180) -> dict[str, str]:
-        """Wait until a job has ended; return what ``scontrol`` says of it, as JobState."""
+        """Wait until a job has ended, and return its fields in ``scontrol show job`` by name."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             facts = self.job(job)
